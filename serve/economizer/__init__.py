@@ -1,0 +1,1 @@
+"""Economizer: an OpenAI-compatible gateway that answers each request at the least cost that meets its terms."""

@@ -1,0 +1,1 @@
+"""One supervised OpenAI-compatible server process per Serve replica."""

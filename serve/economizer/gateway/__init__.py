@@ -1,0 +1,1 @@
+"""The HTTP side: routes, the wire format, the relay, receipts and metrics."""
