@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from economizer.variants.estimate import Costs
 from economizer.variants.types import Variant, require
 
 OnUnmet = Literal["refuse", "degrade"]
@@ -14,9 +15,9 @@ OnUnmet = Literal["refuse", "degrade"]
 class RequestProfile:
     """The few facts of a request that routing needs.
 
-    ``prompt_tokens`` is an estimate made before tokenisation. ``output_tokens_max`` is the caller's cap, or None;
-    it never serves as a prediction. ``prefix_hashes`` are cumulative hashes of the prompt's leading blocks, longest
-    prefix last. ``caller`` and ``session`` are opaque keys.
+    ``prompt_tokens`` is an estimate made before tokenisation, ``prompt_tokens_least`` what it surely is at least.
+    ``output_tokens_max`` is the caller's cap, or None; it never serves as a prediction. ``prefix_hashes`` are
+    cumulative hashes of the prompt's leading blocks, longest prefix last. ``caller`` and ``session`` are opaque keys.
     """
 
     family: str
@@ -25,6 +26,7 @@ class RequestProfile:
     lora: str | None = None
     needs: frozenset[str] = frozenset()
     prompt_tokens: int = 0
+    prompt_tokens_least: int = 0
     output_tokens_max: int | None = None
     output_tokens_expected: float = 128.0
     caller: str = ""
@@ -104,6 +106,8 @@ class LatencyPredictor(Protocol):
 class VariantState:
     """A variant as it stands now: its replicas (ready or not) and how fast it has shown itself to be.
 
+    A variant that may have no replica at all (``replicas_min`` 0) can be woken; of another, one is expected.
+
     ``cached_share`` is the share of prompt tokens that its engines lately found in their prefix cache.
     ``queue_max`` is how many requests one replica may hold waiting beyond its batch.
     """
@@ -116,19 +120,11 @@ class VariantState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """What a request takes: active energy in joules, dollars, grams of CO2 equivalent. None is unknown."""
-
-    energy_j: float | None
-    cost_usd: float | None
-    carbon_g: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """What is expected of one variant for one request. Unknown is None.
 
     ``wake_s`` is the time that a variant without a ready replica needs to come up, already inside ``ttft_s``.
+    ``room`` is the free share of the best replica's batch.
     """
 
     ttft_s: Quantiles | None
@@ -137,6 +133,7 @@ class Prediction:
     output_tokens: float
     costs: Costs
     quality: float | None
+    room: float = 0.0
     wake_s: float | None = None
 
 
@@ -152,10 +149,14 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One variant as it was weighed: its prediction, its score (None when refused), and every refusal."""
+    """One variant as it was weighed: its prediction, its score (None when refused), and every refusal.
+
+    ``asleep`` says that no replica is ready and one would have to be started.
+    """
 
     variant: str
     prediction: Prediction
+    asleep: bool
     score: float | None
     refusals: tuple[Refusal, ...] = ()
 

@@ -163,9 +163,7 @@ class Family:
         require(bool(names), "variants", names, "must name at least one variant")
         require(len(set(names)) == len(names), "variants", names, "must have unique names")
         require(self.full in names, "full", self.full, f"must be one of this family's variants {names}")
-        require(
-            all(v.family == self.name for v in self.variants), "variants", names, "must belong to this family"
-        )
+        require(all(v.family == self.name for v in self.variants), "variants", names, "must belong to this family")
 
     @property
     def full_variant(self) -> Variant:

@@ -1,0 +1,57 @@
+# What one does with a checkout. Everything here needs `make` and `python3` (3.11 to 3.13) and nothing else.
+
+PYTHON ?= python3
+CONFIG ?= deploy/config.yaml
+UV_VERSION := 0.13.9
+CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-gateway run format check test test-unit test-integration test-e2e bench-gateway lock clean
+
+help: ## show this
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	while IFS='|' read -r target text; do printf '  make %-18s%s\n' "$$target" "$$text"; done
+
+setup: ## make the environments and the embedded models; takes minutes once, then milliseconds
+	@$(PYTHON) deploy/environment.py
+
+setup-gateway:
+	@$(PYTHON) deploy/environment.py gateway
+
+# exec: Ctrl-C and SIGTERM reach the gateway itself, and no shell is left between.
+run: setup ## start the gateway and its engines (CONFIG=deploy/config.yaml); Ctrl-C ends it
+	@exec .venv/bin/economizer up $(CONFIG)
+
+format: setup-gateway ## format the code and repair what ruff can repair
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+check: setup-gateway ## formatting, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/mypy $(CHECKED_SCRIPTS)
+
+test: setup ## all tests: unit, integration and end to end
+	.venv/bin/python -m pytest
+
+test-unit: setup-gateway ## tests without network, engines or models
+	.venv/bin/python -m pytest tests/unit
+
+test-integration: setup ## tests against real Ray Serve and real vLLM
+	.venv/bin/python -m pytest tests/integration
+
+test-e2e: setup ## tests that start Economizer as the README says and call it with the official clients
+	.venv/bin/python -m pytest tests/e2e
+
+bench-gateway: setup-gateway ## what the gateway itself costs per request and per streamed chunk
+	.venv/bin/python loadtests/bench_gateway.py
+
+lock: ## resolve deploy/locks from pyproject.toml again (UPGRADE=--upgrade takes the newest releases)
+	@$(PYTHON) -m venv .venvs/lock
+	@.venvs/lock/bin/pip install --quiet uv==$(UV_VERSION)
+	@PATH="$(CURDIR)/.venvs/lock/bin:$$PATH" .venvs/lock/bin/python deploy/lock.py $(UPGRADE)
+
+clean: ## remove the environments, the models and all other generated files
+	rm -rf .venv .venvs .economizer .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""The adapter between Ray Serve's application-level autoscaling and the planner. Named in a Serve config::
+
+autoscaling_policy: {policy_function: "economizer.autoscaling.policy_ray:scale"}
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from ray.serve._private.common import DeploymentID
+from ray.serve.config import AutoscalingContext
+
+from economizer.autoscaling.planner import Snapshot, VariantLoad, plan
+
+GATEWAY = "gateway"
+DEMAND = "demand:"  # prefix of the gateway's autoscaling stats: demand:<variant id> -> requests
+
+
+def scale(contexts: Mapping[DeploymentID, AutoscalingContext]) -> tuple[dict[DeploymentID, int], dict[str, Any]]:
+    """Serve calls this with every deployment's state; the answer is each one's number of replicas."""
+    demand = _demand(contexts)
+    variants = {key: context for key, context in contexts.items() if context.deployment_name != GATEWAY}
+    loads = tuple(_load(context, demand[context.deployment_name]) for context in variants.values())
+    now_s = next((context.current_time or 0.0 for context in contexts.values()), 0.0)
+    made = plan(Snapshot(variants=loads), now_s)
+    wanted = {key: step.replicas for key, step in zip(variants, made.steps, strict=True)}
+    for key, context in contexts.items():
+        if key not in wanted:
+            wanted[key] = context.target_num_replicas
+    return wanted, {}
+
+
+def _demand(contexts: Mapping[DeploymentID, AutoscalingContext]) -> defaultdict[str, float]:
+    found: defaultdict[str, float] = defaultdict(float)
+    for context in contexts.values():
+        if context.deployment_name == GATEWAY:
+            for name, by_replica in (context.aggregated_metrics or {}).items():
+                if name.startswith(DEMAND):
+                    found[name.removeprefix(DEMAND)] += sum(by_replica.values())
+    return found
+
+
+def _load(context: AutoscalingContext, demand: float) -> VariantLoad:
+    metrics = context.aggregated_metrics or {}
+    requests = sum(sum(metrics.get(name, {}).values()) for name in ("running", "waiting"))
+    return VariantLoad(
+        variant=context.deployment_name,
+        replicas=context.target_num_replicas,
+        replicas_min=context.capacity_adjusted_min_replicas,
+        replicas_max=context.capacity_adjusted_max_replicas,
+        requests_per_replica=context.config.target_ongoing_requests if context.config else 1.0,
+        requests=requests,
+        demand=demand,
+    )

@@ -1,0 +1,144 @@
+"""The command line: ``economizer up | check-config | status | variants``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from economizer.config import ServeFile, home, load
+from economizer.errors import EconomizerError
+from economizer.local import up
+from economizer.variants.types import Variant
+
+_TIMEOUT_S = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 well, 1 not, 2 for a command line that is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except EconomizerError as error:
+        print(f"economizer: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="economizer", description="An OpenAI-compatible gateway that answers each request at the least cost."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    default = home() / "deploy" / "config.yaml"
+    for name, run, text in (
+        ("up", _up, "bring Ray, Serve and a configuration up on this machine, and stay until Ctrl-C"),
+        ("check-config", _check_config, "name every mistake in a configuration at once"),
+        ("variants", _variants, "what is known of each variant"),
+    ):
+        added = command(name, run, text)
+        added.add_argument("file", type=Path, nargs="?", default=default, help=f"a Serve config (default {default})")
+        if name == "variants":
+            added.add_argument("--json", action="store_true", help="for machines")
+    status = command("status", _status, "what a running gateway's engines are at")
+    status.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (default %(default)s)")
+    status.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+def _up(options: argparse.Namespace) -> int:
+    return up(load(options.file))
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    file = load(options.file)
+    count = sum(1 for _ in file.configuration.variant_configs())
+    print(f"{options.file}: well formed: {len(file.configuration.families)} families, {count} variants")
+    return 0
+
+
+def _variants(options: argparse.Namespace) -> int:
+    rows = _variant_rows(load(options.file))
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(_table([{**row, "decode_tokens_per_s": _by_batch(row["decode_tokens_per_s"])} for row in rows]))
+    return 0
+
+
+def _variant_rows(file: ServeFile) -> list[dict[str, Any]]:
+    families = file.configuration.catalog.families
+    return [_variant_row(variant, v_full=family.full) for family in families for variant in family.variants]
+
+
+def _variant_row(variant: Variant, v_full: str) -> dict[str, Any]:
+    quality, speed, power, price = variant.quality, variant.speed, variant.power, variant.price
+    return {
+        "name": variant.id,
+        "full": variant.name == v_full,
+        "quality": quality.score if quality else None,
+        "quality_low": quality.low if quality else None,
+        "prefill_tokens_per_s": speed.prefill_tokens_per_s if speed else None,
+        "decode_tokens_per_s": dict(speed.decode_tokens_per_s) if speed else None,
+        "active_w": power.active_w if power else None,
+        "usd_per_hour": price.usd_per_hour if price else None,
+        "carbon_g_per_kwh": price.carbon_g_per_kwh if price else None,
+        "context_tokens_max": variant.context_tokens_max,
+        "replicas": f"{variant.replicas_min}-{variant.replicas_max}",
+        "hardware": variant.hardware,
+    }
+
+
+def _by_batch(rates: Mapping[int, float] | None) -> str | None:
+    return None if rates is None else " ".join(f"{batch}:{rate:g}" for batch, rate in sorted(rates.items()))
+
+
+def _status(options: argparse.Namespace) -> int:
+    url = f"{options.url.rstrip('/')}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:
+        found = json.load(error)
+    except (OSError, ValueError) as error:
+        raise EconomizerError(f"No gateway answers at {options.url} ({error}): is `make run` running?") from None
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("ready" if found["ready"] else f"not ready: {', '.join(found['not_ready'])}")
+        print(_table(found["engines"]))
+    return 0 if found["ready"] else 1
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned columns; what is unknown is a dash."""
+    if not rows:
+        return "(none)"
+    titles = list(rows[0])
+    lines = [titles, *([_cell(row[title]) for title in titles] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,383 @@
+"""Configuration: the only reader of files and environment variables. YAML in, frozen types out.
+
+The same file serves ``serve deploy`` and ``make run``: a Ray Serve config whose application arguments are what
+:class:`Configuration` describes. A file holding only those arguments is read too. Unknown keys are refused, and every
+mistake is reported at once with the path of its key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from economizer.engine.types import EngineSpec
+from economizer.errors import ConfigurationError, Mistake
+from economizer.router.policies import POLICIES, Policy
+from economizer.variants.catalog import Catalog
+from economizer.variants.types import Family, PowerCard, Price, QualityCard, SpeedCard, Variant, require
+
+IMPORT_PATH = "economizer.gateway.deployment:build"
+AUTOSCALING_POLICY = "economizer.autoscaling.policy_ray:scale"
+_FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewaySettings:
+    """How the gateway itself runs. Times in seconds.
+
+    ``queue_max`` is how many requests one engine may hold waiting beyond its batch before the gateway answers 429;
+    ``in_flight_max`` bounds all requests of one gateway replica. ``wake_timeout_s`` is how long a request may wait for
+    a variant that has no replica yet. ``retry_after_s`` is what 429 and 503 tell the caller.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    replicas: int = 1
+    num_cpus: float = 0.1
+    body_bytes_max: int = 32 * 1024 * 1024
+    in_flight_max: int = 1024
+    queue_max: int = 64
+    connect_timeout_s: float = 2.0
+    first_byte_timeout_s: float = 300.0
+    idle_timeout_s: float = 60.0
+    wake_timeout_s: float = 180.0
+    retry_after_s: float = 1.0
+    receipts_max: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "body_bytes_max", "in_flight_max", "receipts_max"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be 1 or more")
+        for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "wake_timeout_s", "retry_after_s"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        require(self.queue_max >= 0, "queue_max", self.queue_max, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaBounds:
+    """How many replicas a variant may have. ``initial`` is how many it starts with; None is ``min``."""
+
+    __pydantic_config__ = _FORBID
+
+    min: int = 1
+    max: int = 1
+    initial: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.min >= 0, "min", self.min, "must be 0 or more")
+        require(self.max >= max(1, self.min), "max", self.max, "must be 1 or more, and at least min")
+        if self.initial is not None:
+            require(self.min <= self.initial <= self.max, "initial", self.initial, "must be between min and max")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingDelays:
+    """How long load must stay high or low before replicas are added or taken away, in seconds."""
+
+    __pydantic_config__ = _FORBID
+
+    up_s: float = 5.0
+    down_s: float = 60.0
+    to_zero_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("up_s", "down_s", "to_zero_s"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayResources:
+    """What one replica takes of the Ray cluster. ``num_cpus`` is Ray's bookkeeping, not a limit.
+
+    ``memory_gib`` is what an engine needs of the machine's memory; ``economizer up`` looks for it before it starts.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory_gib: float = 0.0
+    accelerator_type: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus", "memory_gib"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+    def actor_options(self) -> dict[str, Any]:
+        """Ray's ``ray_actor_options``."""
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        if self.accelerator_type is not None:
+            options["accelerator_type"] = self.accelerator_type
+        if self.resources:
+            options["resources"] = dict(self.resources)
+        return options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantConfig:
+    """One variant as it is written in YAML."""
+
+    __pydantic_config__ = _FORBID
+
+    engine: EngineSpec
+    context_tokens_max: int
+    concurrency_max: int = 16
+    features: frozenset[str] = frozenset({"chat", "completions", "responses", "tools", "json", "logprobs"})
+    loras: tuple[str, ...] = ()
+    hardware: str
+    replicas: ReplicaBounds = field(default_factory=ReplicaBounds)
+    scaling: ScalingDelays = field(default_factory=ScalingDelays)
+    ray: RayResources = field(default_factory=RayResources)
+    quality: QualityCard | None = None
+    speed: SpeedCard | None = None
+    power: PowerCard | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyConfig:
+    """One family as it is written in YAML: ``full`` names the variant that the others are compared with."""
+
+    __pydantic_config__ = _FORBID
+
+    full: str
+    variants: Mapping[str, VariantConfig]
+    policy: str = "balanced"
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Everything that one Economizer application is built from."""
+
+    __pydantic_config__ = _FORBID
+
+    families: Mapping[str, FamilyConfig]
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    policies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The families as frozen types, looked up by model name."""
+        return Catalog(families=tuple(self._family(name, family) for name, family in sorted(self.families.items())))
+
+    def _family(self, name: str, family: FamilyConfig) -> Family:
+        variants = tuple(self.variant(name, key) for key in sorted(family.variants))
+        return Family(
+            name=name, full=family.full, variants=variants, policy=family.policy, aliases=tuple(family.aliases)
+        )
+
+    def variant(self, family: str, name: str) -> Variant:
+        """One variant of the file as the router's frozen type."""
+        config = self.families[family].variants[name]
+        return Variant(
+            family=family,
+            name=name,
+            context_tokens_max=config.context_tokens_max,
+            concurrency_max=config.concurrency_max,
+            features=config.features,
+            loras=config.loras,
+            hardware=config.hardware,
+            quality=config.quality,
+            speed=config.speed,
+            power=config.power,
+            price=self.prices.get(config.hardware),
+            replicas_min=config.replicas.min,
+            replicas_max=config.replicas.max,
+        )
+
+    @cached_property
+    def all_policies(self) -> Mapping[str, Policy]:
+        """The built-in policies and those of the file, by name."""
+        own = {name: Policy(name=name, weights=weights) for name, weights in self.policies.items()}
+        return {**POLICIES, **own}
+
+    def variant_configs(self) -> Iterator[tuple[str, str, VariantConfig]]:
+        """(family, variant, config) in a stable order."""
+        for family_name, family in sorted(self.families.items()):
+            for name, config in sorted(family.variants.items()):
+                yield family_name, name, config
+
+
+def home() -> Path:
+    """What relative paths in a configuration are relative to.
+
+    ``ECONOMIZER_HOME``, else the checkout that this package runs from, else the working directory.
+    """
+    set_home = os.environ.get("ECONOMIZER_HOME")
+    if set_home:
+        return Path(set_home)
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def located(spec: EngineSpec, base: Path) -> EngineSpec:
+    """The spec with its relative paths (those with a ``./`` in front) made absolute below ``base``."""
+
+    def locate(text: str) -> str:
+        return str(base / text) if text.startswith("./") else text
+
+    return replace(
+        spec, model=locate(spec.model), python=locate(spec.python), command=tuple(locate(c) for c in spec.command)
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which PyYAML would drop without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The file's content; raises ConfigurationError naming the place when it is missing or not YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise ConfigurationError(str(path), (_mistake("file", path, "must exist"),)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(path), (_mistake("file", path, f"must be readable: {error}"),)) from None
+    except yaml.YAMLError as error:
+        rule = " ".join(str(error).split())
+        raise ConfigurationError(str(path), (_mistake("yaml", path.name, f"must be valid YAML: {rule}"),)) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeFile:
+    """A Ray Serve config file: where Serve listens, and the Economizer application in it."""
+
+    path: Path
+    host: str
+    port: int
+    configuration: Configuration
+
+    @property
+    def connect_host(self) -> str:
+        """The address to reach ``host`` at from this machine."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+
+
+def load(path: Path) -> ServeFile:
+    """A Serve config file, checked as far as it concerns Economizer; raises ConfigurationError."""
+    content = read_yaml(path)
+    applications = content.get("applications") if isinstance(content, dict) else None
+    for index, application in enumerate(applications if isinstance(applications, list) else []):
+        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
+            where = f"applications[{index}]"
+            configuration = parse(application.get("args"), source=str(path), prefix=f"{where}.args")
+            if mistakes := tuple(_serve_mistakes(content, application, where, configuration)):
+                raise ConfigurationError(str(path), mistakes)
+            http = content.get("http_options") or {}
+            return ServeFile(
+                path=path,
+                host=http.get("host", "0.0.0.0"),  # noqa: S104  # Serve's own default in HAProxy mode
+                port=http.get("port", 8000),
+                configuration=configuration,
+            )
+    rule = f"must hold an application whose import_path is {IMPORT_PATH}"
+    raise ConfigurationError(str(path), (_mistake("applications", applications, rule),))
+
+
+def _serve_mistakes(
+    content: dict[str, Any], application: dict[str, Any], where: str, configuration: Configuration
+) -> Iterator[Mistake]:
+    """What is wrong outside ``args``: Serve itself checks the rest when it deploys."""
+    http = content.get("http_options") or {}
+    port = http.get("port", 8000) if isinstance(http, dict) else None
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        yield _mistake("http_options.port", port, "must be a port, 1 to 65535")
+    policy = application.get("autoscaling_policy") or {}
+    scales = any(config.replicas.max > config.replicas.min for _, _, config in configuration.variant_configs())
+    if scales and policy.get("policy_function") != AUTOSCALING_POLICY:
+        rule = f"must be {{policy_function: {AUTOSCALING_POLICY!r}}}, since replicas.max is above replicas.min"
+        yield _mistake(f"{where}.autoscaling_policy", policy or None, rule)
+
+
+def parse(content: Any, *, source: str = "configuration", prefix: str = "") -> Configuration:
+    """The configuration in already-read YAML; raises ConfigurationError with every mistake at once."""
+    try:
+        configuration = _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        raise ConfigurationError(source, tuple(_from_pydantic(error, prefix))) from None
+    mistakes = tuple(_cross_checks(configuration, prefix))
+    if mistakes:
+        raise ConfigurationError(source, mistakes)
+    return configuration
+
+
+_ADAPTER = TypeAdapter(Configuration)
+
+
+def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake]:
+    """Rules that hold between keys."""
+
+    def at(*keys: str) -> str:
+        return _join(prefix, keys)
+
+    if not configuration.families:
+        yield _mistake(at("families"), {}, "must name at least one family")
+    policies = {*POLICIES, *configuration.policies}
+    for name, weights in configuration.policies.items():
+        try:
+            Policy(name=name, weights=weights)
+        except ValueError as error:
+            yield _mistake(at("policies", name), dict(weights), str(error))
+    for family_name, family in configuration.families.items():
+        path = ("families", family_name)
+        if not family_name or set(family_name) & set("@: \t"):
+            yield _mistake(at(*path), family_name, "a family's name must have no '@', ':' or space in it")
+        if family.policy not in policies:
+            yield _mistake(at(*path, "policy"), family.policy, f"must be one of {sorted(policies)}")
+        if family.full not in family.variants:
+            yield _mistake(at(*path, "full"), family.full, f"must be one of {sorted(family.variants)}")
+        for name, config in family.variants.items():
+            if config.hardware not in configuration.prices:
+                rule = f"must be priced: one of {sorted(configuration.prices)} under prices"
+                yield _mistake(at(*path, "variants", name, "hardware"), config.hardware, rule)
+            try:
+                configuration.variant(family_name, name)
+            except ValueError as error:
+                yield _mistake(at(*path, "variants", name), name, str(error))
+    names: dict[str, str] = {name: name for name in configuration.families}
+    for family_name, family in configuration.families.items():
+        for alias in family.aliases:
+            if alias in names:
+                rule = f"must be unique: {names[alias]} has that name already"
+                yield _mistake(at("families", family_name, "aliases"), alias, rule)
+            names[alias] = family_name
+
+
+def _from_pydantic(error: ValidationError, prefix: str) -> Iterator[Mistake]:
+    for found in error.errors():
+        location = tuple(str(part) for part in found["loc"] if part != "[key]")
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            message = "is not a known key here"
+        elif found["type"] in ("missing", "missing_argument"):
+            yield Mistake(path=_join(prefix, location), value="(absent)", rule="must be given")
+            continue
+        yield _mistake(_join(prefix, location), found["input"], message)
+
+
+def _join(prefix: str, keys: tuple[str, ...]) -> str:
+    return ".".join(part for part in (prefix, *keys) if part) or "(the whole file)"
+
+
+def _mistake(path: str, value: object, rule: str) -> Mistake:
+    shown = repr(str(value) if isinstance(value, Path) else value)
+    return Mistake(path=path, value=shown if len(shown) <= 80 else shown[:77] + "...", rule=rule)

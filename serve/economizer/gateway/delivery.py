@@ -1,0 +1,109 @@
+"""An engine's answer on its way to the caller: passed on as it comes, timed, counted, receipted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Send
+
+from economizer.errors import EconomizerError, EngineFailed, EngineTimeout
+from economizer.gateway.body import add_to_usage
+from economizer.gateway.openai import WireRequest
+from economizer.gateway.receipts import Receipt
+from economizer.gateway.relay import EngineAnswer, StreamMeter, Usage, error_event, read_usage
+from economizer.gateway.state import Gateway
+
+
+class Delivery:
+    """Delivers one request's answer. ``started`` says that the caller has seen the head of it."""
+
+    def __init__(self, gateway: Gateway, wire: WireRequest, receipt: Receipt, send: Send, arrived_s: float) -> None:
+        self._gateway = gateway
+        self._wire = wire
+        self._receipt = receipt
+        self._send = send
+        self._arrived_s = arrived_s
+        self.started = False
+
+    async def pass_on(self, answer: EngineAnswer) -> None:
+        """Pass the answer on. Raises EngineFailed or EngineTimeout when it breaks off; a stream has told the caller."""
+        receipt = self._receipt
+        receipt.status = answer.status
+        if answer.is_stream and answer.status < 400:
+            receipt.ttft_s = self._elapsed_s()
+            await self._stream(answer)
+        else:
+            await self._whole(answer)
+        receipt.outcome = "ok" if answer.status < 400 else "engine_error"
+
+    def _elapsed_s(self) -> float:
+        return self._gateway.now_s() - self._arrived_s
+
+    async def _whole(self, answer: EngineAnswer) -> None:
+        body = await answer.rest()
+        if answer.status < 400:
+            body = add_to_usage(body, self._settle)
+        await self._start(answer.status, [*answer.headers, (b"content-length", str(len(body)).encode())])
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _settle(self, values: Mapping[str, Any]) -> str | None:
+        """Put the answer's usage into the receipt; what to add to it, as JSON."""
+        usage = read_usage(values)
+        if usage is None:
+            return None
+        self._receipt.settle(usage)
+        return json.dumps(self._receipt.short(), separators=(",", ":"))
+
+    async def _stream(self, answer: EngineAnswer) -> None:
+        meter = StreamMeter(self._settle if self._wire.wants_usage else None)
+        await self._start(answer.status, answer.headers)
+        send = self._send
+        failure: EconomizerError | None = None
+        try:
+            async for chunk in answer.chunks():
+                if passed := meter.feed(chunk):
+                    await send({"type": "http.response.body", "body": passed, "more_body": True})
+            if not meter.done:
+                failure = EngineFailed("The engine ended its answer early.")
+        except (EngineFailed, EngineTimeout) as error:
+            failure = error
+        finally:
+            self._count(meter)
+        tail = meter.rest()
+        if failure is not None:
+            tail += error_event(failure, clean=meter.clean)
+        await send({"type": "http.response.body", "body": tail})
+        if failure is not None:
+            raise failure
+
+    def _count(self, meter: StreamMeter) -> None:
+        """Without usage from the engine, count the answer's events: a role, one a token, and the end are expected."""
+        receipt, wire = self._receipt, self._wire
+        if receipt.usage is None:
+            overhead = (wire.endpoint == "chat") + meter.done
+            guessed = self._gateway.fleet.prompt_tokens(receipt.decision.family, len(wire.prompt_text))
+            receipt.settle(Usage(prompt_tokens=guessed, output_tokens=max(0, meter.events - overhead), counted=True))
+        assert receipt.usage is not None
+        if receipt.ttft_s is not None and receipt.usage.output_tokens > 1:
+            receipt.tpot_s = (self._elapsed_s() - receipt.ttft_s) / (receipt.usage.output_tokens - 1)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        headers = [*headers, *self._receipt.headers()]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def send_error(send: Send, error: EconomizerError, headers: list[tuple[bytes, bytes]]) -> None:
+    """An error as OpenAI's object, with Retry-After where it says when to come back."""
+    body = json.dumps(error.body()).encode()
+    all_headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    if error.retry_after_s is not None:
+        all_headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": all_headers})
+    await send({"type": "http.response.body", "body": body})

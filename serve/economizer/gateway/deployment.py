@@ -1,0 +1,112 @@
+"""The Ray Serve application: one deployment per variant, and the gateway in front. What ``serve deploy`` imports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
+
+from economizer.autoscaling.policy_ray import DEMAND, GATEWAY
+from economizer.config import Configuration, VariantConfig, home, located, parse
+from economizer.engine.replica_ray import EngineReplica
+from economizer.gateway.app import App
+from economizer.gateway.replicas_ray import ServeReplicas, VariantRequestRouter
+from economizer.gateway.state import Gateway
+
+_DRAIN_MARGIN_S = 15.0  # Serve kills a replica that is still in its destructor; the engine needs a little to end
+_FULL_SHARE = 0.8  # of a replica's batch, from which on another replica is worth it
+_METRICS_S = 1.0
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """The application that ``args`` (the ``args`` of a Serve config) describe; raises ConfigurationError."""
+    configuration = parse(args)
+    variants = {
+        f"{family}@{name}": _variant(f"{family}@{name}", config)
+        for family, name, config in configuration.variant_configs()
+    }
+    settings = configuration.gateway
+    gateway = serve.deployment(
+        serve.ingress()(GatewayIngress),
+        name=GATEWAY,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+        max_ongoing_requests=settings.in_flight_max + 64,  # the gateway itself answers 429, in OpenAI's words
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.replicas,
+            max_replicas=settings.replicas,
+            metrics_interval_s=_METRICS_S,
+            look_back_period_s=2 * _METRICS_S,
+        ),
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return gateway.bind(dict(args), variants)
+
+
+def _variant(variant_id: str, config: VariantConfig) -> serve.Application:
+    """One variant's deployment. A rolling update starts the new replica before it ends the old one."""
+    bounds, delays = config.replicas, config.scaling
+    deployment = serve.deployment(
+        EngineReplica,
+        name=variant_id,
+        ray_actor_options=config.ray.actor_options(),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=bounds.min,
+            max_replicas=bounds.max,
+            initial_replicas=bounds.initial if bounds.initial is not None else bounds.min,
+            target_ongoing_requests=max(1.0, _FULL_SHARE * config.concurrency_max),
+            upscale_delay_s=delays.up_s,
+            downscale_delay_s=delays.down_s,
+            downscale_to_zero_delay_s=delays.to_zero_s,
+            metrics_interval_s=_METRICS_S,
+            look_back_period_s=2 * _METRICS_S,
+        ),
+        request_router_config=RequestRouterConfig(
+            request_router_class=VariantRequestRouter, request_routing_stats_period_s=_METRICS_S
+        ),
+        graceful_shutdown_timeout_s=config.engine.drain_timeout_s + _DRAIN_MARGIN_S,
+        health_check_period_s=2.0,
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+    )
+    return deployment.bind(variant_id, located(config.engine, home()))
+
+
+class GatewayIngress:
+    """The gateway as Serve's ingress replica."""
+
+    async def __init__(self, args: dict[str, Any], handles: dict[str, DeploymentHandle[Any]]) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Build the gateway over the variants' handles, and begin to watch their replicas."""
+        _log_with_serve()
+        configuration: Configuration = parse(args)
+        self._source = ServeReplicas(handles)
+        self._gateway = Gateway.create(configuration, self._source)
+        self._source.start(self._gateway.changed)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return App(self._gateway)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Requests that wait for a variant without a replica, or would have been better served by it."""
+        now_s = self._gateway.now_s()
+        return {f"{DEMAND}{r.variant.id}": float(r.demand(now_s)) for r in self._gateway.fleet.records()}
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_source"):
+            await self._source.stop()
+            await self._gateway.relay.close()
+
+
+def _log_with_serve() -> None:
+    """Write this package's log lines where Serve writes its own."""
+    ours = logging.getLogger("economizer")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = list(logging.getLogger("ray.serve").handlers)

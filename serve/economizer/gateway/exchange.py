@@ -1,0 +1,224 @@
+"""One request on its way: read, decided, sent to a replica, its answer delivered, and written up in its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from economizer.errors import BodyTooLarge, EconomizerError, EngineFailed, EngineTimeout, NotReady, Overloaded
+from economizer.gateway.delivery import Delivery, send_error
+from economizer.gateway.fleet import ReplicaReport, Timing, VariantRecord
+from economizer.gateway.openai import WireRequest, read_request
+from economizer.gateway.receipts import Attempt, Receipt, new_request_id
+from economizer.gateway.relay import EngineAnswer, forwarded_headers
+from economizer.gateway.state import Gateway
+from economizer.router.decide import decide, refusal_error, worth_waking
+from economizer.router.replicas import prefix_hashes
+from economizer.router.types import Decision, ReplicaState, RequestProfile
+from economizer.variants.catalog import ModelName
+
+logger = logging.getLogger("economizer.gateway")
+
+
+class Exchange:
+    """One request and its answer, through all of the gateway. Lives as long as the request."""
+
+    def __init__(self, gateway: Gateway, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self._gateway = gateway
+        self._endpoint = endpoint
+        self._path = scope["path"]
+        self._receive = receive
+        self._send = send
+        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._arrived_s = gateway.now_s()
+        self._receipt: Receipt | None = None
+        self._delivery: Delivery | None = None
+        self.id = new_request_id()
+
+    async def run(self) -> None:
+        """Answer the request: the caller gets an answer or an OpenAI error, and a receipt of any decision is kept."""
+        gateway = self._gateway
+        gateway.in_flight += 1
+        try:
+            await self._answer()
+        except EconomizerError as error:
+            await self._fail(error)
+        except asyncio.CancelledError:
+            if self._receipt is not None:
+                self._receipt.ended("client_closed", status=499)
+            raise
+        finally:
+            gateway.in_flight -= 1
+            if self._receipt is not None:
+                self._receipt.e2e_s = self._elapsed_s()
+                gateway.metrics.finished(self._receipt)
+                gateway.receipts.keep(self._receipt)
+                logger.info(self._receipt.log_line())
+
+    def _elapsed_s(self) -> float:
+        return self._gateway.now_s() - self._arrived_s
+
+    async def _answer(self) -> None:
+        gateway, settings = self._gateway, self._gateway.settings
+        if gateway.in_flight > settings.in_flight_max:
+            raise Overloaded(f"{settings.in_flight_max} requests are in flight.", retry_after_s=settings.retry_after_s)
+        wire = read_request(self._endpoint, await self._body(settings.body_bytes_max), self._headers)
+        name = gateway.catalog.resolve(wire.model)
+        profile = self._profile(wire, name)
+        decision = self._decide(profile, wire)
+        self._receipt = receipt = Receipt(
+            id=self.id,
+            caller=gateway.caller(self._headers),
+            created_s=gateway.wall_s(),
+            endpoint=self._endpoint,
+            model=wire.model,
+            stream=wire.stream,
+            terms=wire.terms,
+            decision=decision,
+            full=gateway.catalog.family(name.family).full_variant,
+        )
+        self._delivery = Delivery(gateway, wire, receipt, self._send, self._arrived_s)
+        if decision.variant is None:
+            raise refusal_error(decision, retry_after_s=settings.retry_after_s)
+        try:
+            await self._attempt(wire, profile, decision.variant, may_retry=True)
+        except EngineFailed as error:
+            if self._delivery.started:
+                raise
+            receipt.decision = again = self._decide(profile, wire)
+            if again.variant is None or not gateway.fleet.record(name.family, again.variant).any_ready:
+                message = f"{error.message} No other replica can take the request now."
+                raise NotReady(message, retry_after_s=settings.retry_after_s) from error
+            gateway.metrics.retried(again)
+            await self._attempt(wire, profile, again.variant, may_retry=False)
+
+    async def _body(self, bytes_max: int) -> bytes:
+        declared = self._headers.get("content-length", "0")
+        chunks: list[bytes] = []
+        size = int(declared) if declared.isdigit() else 0
+        while size <= bytes_max:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            chunks.append(message.get("body", b""))
+            if not message.get("more_body"):
+                return b"".join(chunks)
+            size = max(size, sum(map(len, chunks)))
+        raise BodyTooLarge(f"The body has {size} bytes or more: it must have {bytes_max} at most.", param="body")
+
+    def _profile(self, wire: WireRequest, name: ModelName) -> RequestProfile:
+        fleet = self._gateway.fleet
+        caller = f"{self._gateway.caller(self._headers)}/{wire.user}"
+        return RequestProfile(
+            family=name.family,
+            endpoint=wire.endpoint,
+            pinned=name.variant,
+            lora=name.lora,
+            needs=wire.needs,
+            prompt_tokens=fleet.prompt_tokens(name.family, len(wire.prompt_text)),
+            prompt_tokens_least=fleet.prompt_tokens_least(len(wire.prompt_text)),
+            output_tokens_max=wire.output_tokens_max,
+            output_tokens_expected=fleet.output_tokens(caller, name.family, wire.output_tokens_max),
+            caller=caller,
+            session=self._headers.get("x-session-id"),
+            prefix_hashes=prefix_hashes(wire.prompt_text),
+        )
+
+    def _decide(self, profile: RequestProfile, wire: WireRequest) -> Decision:
+        gateway = self._gateway
+        policy = gateway.policy(profile.family, wire.terms.policy)
+        decision = decide(profile, wire.terms, gateway.fleet.snapshot(profile.family), policy)
+        gateway.metrics.decided(decision)
+        for variant in worth_waking(decision):
+            gateway.fleet.record(profile.family, variant).want(gateway.now_s())
+        return decision
+
+    async def _attempt(self, wire: WireRequest, profile: RequestProfile, variant: str, *, may_retry: bool) -> None:
+        gateway, receipt = self._gateway, self._receipt
+        assert receipt is not None and self._delivery is not None
+        record = gateway.fleet.record(profile.family, variant)
+        receipt.variant = record.variant
+        report, state = await self._choose(record, profile, wire)
+        receipt.replica = report.id
+        receipt.batch = min(state.running + 1, record.variant.concurrency_max)
+        sent_s = gateway.now_s()
+        dispatch = record.dispatch(report.id, profile, sent_s)
+        gateway.metrics.sent(sent_s - self._arrived_s)
+        error: EngineFailed | EngineTimeout | None = None
+        try:
+            answer = await self._ask(report, wire, record.name_at_engine(profile))
+            try:
+                first_s = gateway.now_s()
+                dispatch.prefilled(first_s)
+                if answer.status >= 500 and may_retry:
+                    raise EngineFailed(f"The engine of {record.variant.id} answered {answer.status}.")
+                await self._delivery.pass_on(answer)
+            finally:
+                answer.close()
+            if receipt.outcome == "ok" and receipt.usage is not None:
+                timing = Timing(first_byte_s=first_s - sent_s, tpot_s=receipt.tpot_s, streamed=wire.stream)
+                record.learn(receipt.usage, state, timing)
+                gateway.fleet.learn(profile.family, profile.caller, len(wire.prompt_text), receipt.usage)
+        except (EngineFailed, EngineTimeout) as caught:
+            error = caught
+            raise
+        finally:
+            dispatch.ended(gateway.now_s(), failed=isinstance(error, EngineFailed))
+            receipt.attempts.append(
+                Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
+            )
+
+    async def _ask(self, report: ReplicaReport, wire: WireRequest, model: str) -> EngineAnswer:
+        """Send the request; returns at the first byte of the answer, or by the caller's deadline."""
+        assert report.url is not None and report.secret is not None
+        terms = wire.terms
+        left_s = None
+        if terms.e2e_s_max is not None and terms.on_unmet == "refuse":
+            left_s = max(0.05, terms.e2e_s_max - self._elapsed_s())
+        return await self._gateway.relay.send(
+            report.url + self._path,
+            wire.body.for_engine(model),
+            forwarded_headers(self._headers, report.secret),
+            deadline_s=left_s,
+        )
+
+    async def _choose(
+        self, record: VariantRecord, profile: RequestProfile, wire: WireRequest
+    ) -> tuple[ReplicaReport, ReplicaState]:
+        """The replica that ranks first; where the variant has none yet, one is waited for."""
+        gateway = self._gateway
+
+        def choice(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
+            return record.rank(stats, profile)
+
+        wait_s = gateway.settings.wake_timeout_s
+        if wire.terms.ttft_s_max is not None and wire.terms.on_unmet == "refuse":
+            wait_s = min(wait_s, max(0.05, wire.terms.ttft_s_max - self._elapsed_s()))
+        try:
+            with record.waiting():
+                async with asyncio.timeout(wait_s):
+                    replica_id = await gateway.source.choose(record.variant.id, choice)
+        except TimeoutError:
+            message = f"No replica of {record.variant.id} became ready within {wait_s:g} s."
+            raise NotReady(message, retry_after_s=gateway.settings.retry_after_s) from None
+        report, state = record.report(replica_id), record.replica(replica_id)
+        if report is None or state is None or not report.ready:
+            raise EngineFailed(f"The replica of {record.variant.id} left before it was asked.")
+        return report, state
+
+    async def _fail(self, error: EconomizerError) -> None:
+        """Tell the caller of an error; one after the first byte has been told in the stream already."""
+        receipt = self._receipt
+        started = self._delivery is not None and self._delivery.started
+        if receipt is None or not receipt.attempts:
+            family = receipt.decision.family if receipt is not None else ""
+            self._gateway.metrics.refused(family, error.code or error.type)
+        if receipt is not None:
+            outcome = "failed" if receipt.attempts else "refused"
+            receipt.ended(outcome, status=None if started else error.status, error=error.code)
+        if not started:
+            await send_error(self._send, error, [(b"x-economizer-request-id", self.id.encode())])

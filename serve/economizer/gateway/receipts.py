@@ -1,0 +1,196 @@
+"""Receipts: the decision, and what really happened. Each answer carries the short form; the long one is kept a while."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from economizer.gateway.relay import Usage
+from economizer.router.types import Decision, Terms
+from economizer.variants.estimate import Costs, request_costs
+from economizer.variants.types import Variant
+
+METHOD = "estimate"  # from the variant's cards; measured joules come with the meters
+
+
+def new_request_id() -> str:
+    """An id that cannot be guessed."""
+    return f"ecr-{secrets.token_hex(16)}"
+
+
+def estimated_costs(variant: Variant, usage: Usage, batch: float) -> Costs:
+    """What an answer took by its variant's cards: joules, dollars, grams; None where a card is unknown."""
+    return request_costs(
+        variant,
+        prompt_tokens=usage.prompt_tokens - (usage.cached_tokens or 0),
+        output_tokens=usage.output_tokens,
+        batch=batch,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One try at one replica, and why it failed, if it did."""
+
+    variant: str
+    replica: str
+    error: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Receipt:
+    """One request from its arrival to its end. Filled in as the request goes on; read-only once kept.
+
+    ``outcome`` is ok, engine_error, client_closed, refused or failed. Times in seconds from arrival.
+    """
+
+    id: str
+    caller: str
+    created_s: float
+    endpoint: str
+    model: str
+    stream: bool
+    terms: Terms
+    decision: Decision
+    attempts: list[Attempt] = field(default_factory=list)
+    variant: Variant | None = None
+    full: Variant | None = None
+    replica: str | None = None
+    outcome: str = "failed"
+    status: int | None = None
+    error: str | None = None
+    ttft_s: float | None = None
+    e2e_s: float | None = None
+    tpot_s: float | None = None
+    batch: float = 1.0
+    usage: Usage | None = None
+    costs: Costs | None = None
+    full_costs: Costs | None = None
+
+    def ended(self, outcome: str, *, status: int | None, error: str | None = None) -> None:
+        """Write down how it ended; a status that the caller has seen already stays."""
+        self.outcome = outcome
+        self.error = error
+        if status is not None:
+            self.status = status
+
+    def settle(self, usage: Usage) -> None:
+        """Put the answer's usage and what it cost into the receipt, beside what the full variant would have cost."""
+        self.usage = usage
+        if self.variant is None:
+            return
+        self.costs = estimated_costs(self.variant, usage, self.batch)
+        if self.full is not None:
+            self.full_costs = estimated_costs(self.full, usage, self.batch)
+
+    def short(self) -> dict[str, Any]:
+        """What ``usage.economizer`` holds."""
+        short: dict[str, Any] = {
+            "request_id": self.id,
+            "variant": self.variant.name if self.variant else None,
+            "method": METHOD,
+            **_costs(self.costs),
+            "full": {"variant": self.full.name, **_costs(self.full_costs)} if self.full else None,
+        }
+        if self.decision.missed:
+            short["missed"] = [refusal.reason for refusal in self.decision.missed]
+        return short
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers that every answer has; costs are in them once they are known."""
+        name = self.variant.name if self.variant else ""
+        headers = [(b"x-economizer-variant", name.encode()), (b"x-economizer-request-id", self.id.encode())]
+        if self.costs is not None:
+            for header, value in (
+                (b"x-energy-joules", self.costs.energy_j),
+                (b"x-cost-usd", self.costs.cost_usd),
+                (b"x-carbon-gco2e", self.costs.carbon_g),
+            ):
+                if value is not None:
+                    headers.append((header, f"{value:.6g}".encode()))
+        return headers
+
+    def log_line(self) -> str:
+        """What the log says of it: no prompt, no answer, no key."""
+        usage, costs = self.usage, self.costs
+        return json.dumps(
+            {
+                "event": "request",
+                "request_id": self.id,
+                "endpoint": self.endpoint,
+                "model": self.decision.family,
+                "variant": self.variant.name if self.variant else None,
+                "replica": self.replica,
+                "outcome": self.outcome,
+                "status": self.status,
+                "error": self.error,
+                "attempts": len(self.attempts),
+                "ttft_s": _rounded(self.ttft_s),
+                "e2e_s": _rounded(self.e2e_s),
+                "prompt_tokens": usage.prompt_tokens if usage else None,
+                "output_tokens": usage.output_tokens if usage else None,
+                "energy_j": _rounded(costs.energy_j) if costs else None,
+                "cost_usd": costs.cost_usd if costs else None,
+            },
+            separators=(",", ":"),
+        )
+
+    def long(self) -> dict[str, Any]:
+        """What ``GET /v1/receipts/{id}`` answers."""
+        decision = asdict(self.decision)
+        return {
+            "id": self.id,
+            "object": "economizer.receipt",
+            "created": int(self.created_s),
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "stream": self.stream,
+            "variant": self.variant.id if self.variant else None,
+            "replica": self.replica,
+            "outcome": self.outcome,
+            "status": self.status,
+            "error": self.error,
+            "terms": asdict(self.terms),
+            "decision": decision,
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "actual": {
+                "ttft_s": self.ttft_s,
+                "tpot_s": self.tpot_s,
+                "e2e_s": self.e2e_s,
+                "usage": asdict(self.usage) if self.usage else None,
+                "method": METHOD,
+                **_costs(self.costs),
+            },
+            "full": {"variant": self.full.id, "method": METHOD, **_costs(self.full_costs)} if self.full else None,
+        }
+
+
+def _costs(costs: Costs | None) -> Mapping[str, float | None]:
+    return asdict(costs) if costs else {"energy_j": None, "cost_usd": None, "carbon_g": None}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+class ReceiptStore:
+    """The latest receipts of this gateway, in memory."""
+
+    def __init__(self, receipts_max: int) -> None:
+        self._receipts: OrderedDict[str, Receipt] = OrderedDict()
+        self._max = receipts_max
+
+    def keep(self, receipt: Receipt) -> None:
+        """Keep a receipt, dropping the oldest beyond the limit."""
+        self._receipts[receipt.id] = receipt
+        if len(self._receipts) > self._max:
+            self._receipts.popitem(last=False)
+
+    def get(self, receipt_id: str, caller: str) -> Receipt | None:
+        """The receipt, if it is kept and belongs to this caller."""
+        receipt = self._receipts.get(receipt_id)
+        return receipt if receipt is not None and receipt.caller == caller else None

@@ -1,0 +1,261 @@
+"""Bytes and server-sent events between a caller and an engine: passed on as they come, measured as they pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from economizer.errors import EconomizerError, EngineFailed, EngineTimeout
+from economizer.gateway.body import add_to_usage
+
+# Hop-by-hop fields, and those that the relay or its server writes anew.
+_NOT_FORWARDED = frozenset(
+    {"accept-encoding", "authorization", "connection", "content-length", "cookie", "expect", "host", "keep-alive"}
+    | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+_NOT_RETURNED = frozenset(
+    {"connection", "content-length", "date", "keep-alive", "server", "trailer", "transfer-encoding", "upgrade"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens of one answer. ``counted`` says that the engine gave no usage, so that answer tokens were counted from
+    the events of the stream and the prompt's were guessed."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int | None = None
+    counted: bool = False
+
+
+def read_usage(answer: Mapping[str, Any]) -> Usage | None:
+    """The usage of an answer or of a stream's event, in either of OpenAI's spellings; None where there is none."""
+    usage = answer.get("usage")
+    if usage is None and isinstance(response := answer.get("response"), dict):
+        usage = response.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    output = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    if not isinstance(prompt, int) or not isinstance(output, int):
+        return None
+    details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt_tokens=prompt, output_tokens=output, cached_tokens=cached if isinstance(cached, int) else None)
+
+
+class EngineAnswer:
+    """An engine's answer whose head and first bytes have come. Close it, always: that also stops the engine's work."""
+
+    def __init__(self, response: aiohttp.ClientResponse, first: bytes, idle_timeout_s: float) -> None:
+        self.status = response.status
+        self.headers = [
+            (name.lower(), value) for name, value in response.raw_headers if name.lower().decode() not in _NOT_RETURNED
+        ]
+        self.is_stream = response.content_type == "text/event-stream"
+        self.first = first
+        self._response = response
+        self._idle_timeout_s = idle_timeout_s
+
+    async def rest(self) -> bytes:
+        """The whole body; raises EngineFailed when the engine cuts it short."""
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                return self.first + await self._response.content.read()
+        except TimeoutError:
+            raise self._idle() from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise EngineFailed(f"The engine broke off its answer: {type(error).__name__}.") from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; raises EngineFailed or EngineTimeout when it breaks off or stops."""
+        content = self._response.content
+        watch = _IdleWatch(self._idle_timeout_s, self._response.close)
+        try:
+            yield self.first
+            while chunk := await content.readany():
+                watch.seen()
+                yield chunk
+        except (aiohttp.ClientError, ConnectionError) as error:
+            if watch.expired:
+                raise self._idle() from error
+            raise EngineFailed(f"The engine broke off its answer: {type(error).__name__}.") from error
+        finally:
+            watch.cancel()
+
+    def _idle(self) -> EngineTimeout:
+        return EngineTimeout(f"The engine sent nothing for {self._idle_timeout_s:g} s.")
+
+    def close(self) -> None:
+        """Drop the connection unless the answer came whole; an engine then stops generating."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+class _IdleWatch:
+    """Closes something when nothing was seen for a while; one timer a stream, not one a chunk."""
+
+    __slots__ = ("_close", "_handle", "_last", "_loop", "_timeout_s", "expired")
+
+    def __init__(self, timeout_s: float, close: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._close = close
+        self._last = self._loop.time()
+        self.expired = False
+        self._handle = self._loop.call_at(self._last + timeout_s, self._check)
+
+    def seen(self) -> None:
+        self._last = self._loop.time()
+
+    def _check(self) -> None:
+        due = self._last + self._timeout_s
+        if self._loop.time() >= due:
+            self.expired = True
+            self._close()
+        else:
+            self._handle = self._loop.call_at(due, self._check)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+class Relay:
+    """The gateway's HTTP client towards engines."""
+
+    def __init__(self, *, connect_timeout_s: float, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
+        self._first_byte_timeout_s = first_byte_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type", "Accept"),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def send(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, deadline_s: float | None = None
+    ) -> EngineAnswer:
+        """Send a request; returns when the answer's first bytes are there.
+
+        ``deadline_s`` shortens the wait for the first byte. Raises EngineFailed when the engine cannot be reached or
+        breaks off, EngineTimeout when it does not answer in time.
+        """
+        wait_s = self._first_byte_timeout_s if deadline_s is None else min(deadline_s, self._first_byte_timeout_s)
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with asyncio.timeout(wait_s):
+                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+                first = await response.content.readany()
+        except TimeoutError as error:
+            _drop(response)
+            raise EngineTimeout(f"The engine gave no first byte within {wait_s:g} s.") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            _drop(response)
+            raise EngineFailed(f"The engine could not be reached: {type(error).__name__}.") from error
+        except BaseException:
+            _drop(response)
+            raise
+        return EngineAnswer(response, first, self._idle_timeout_s)
+
+
+def _drop(response: aiohttp.ClientResponse | None) -> None:
+    if response is not None:
+        response.close()
+
+
+def forwarded_headers(headers: Mapping[str, str], secret: str) -> dict[str, str]:
+    """The caller's headers as the engine gets them: its own secret in place of the caller's key."""
+    kept = {name: value for name, value in headers.items() if name not in _NOT_FORWARDED}
+    kept["authorization"] = f"Bearer {secret}"
+    kept["accept-encoding"] = "identity"
+    return kept
+
+
+_RESPONSE_ENDS = re.compile(rb'"type": ?"response\.(?:completed|incomplete|failed)"')
+
+
+def _end_of_events(chunk: bytes) -> int:
+    """Where the last complete event of a chunk ends; 0 when it holds none."""
+    return max(
+        (place + len(blank) for blank in (b"\n\n", b"\r\n\r\n") if (place := chunk.rfind(blank)) >= 0), default=0
+    )
+
+
+class StreamMeter:
+    """Watches a stream of server-sent events as it passes: counts, finds the usage, and lets a receipt be added.
+
+    Chunks pass as they are. Only where a receipt is wanted (``receipt`` given) are they cut at the ends of events,
+    and the one event that carries the final usage gets ``economizer`` added to its usage object: ``receipt`` is given
+    that event, and says what to add.
+    """
+
+    def __init__(self, receipt: Callable[[Mapping[str, Any]], str | None] | None) -> None:
+        self.events = 0
+        self._receipt = receipt
+        self._held = b""
+        self._last = b""
+        self._before_last = b""
+        self._response_ended = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What to pass on now for a chunk that came."""
+        self.events += chunk.count(b"data:")
+        self._before_last, self._last = self._last, chunk
+        if self._receipt is None:
+            return chunk
+        chunk = self._held + chunk
+        end = _end_of_events(chunk)
+        whole, self._held = chunk[:end], chunk[end:]
+        if b'"response.' in whole and _RESPONSE_ENDS.search(whole):
+            self._response_ended = True
+        return self._with_receipt(whole) if b'usage"' in whole else whole
+
+    def rest(self) -> bytes:
+        """What was held back, once the stream has ended."""
+        held, self._held = self._held, b""
+        return held
+
+    @property
+    def done(self) -> bool:
+        """The stream said that it was complete."""
+        return self._response_ended or b"[DONE]" in self._before_last[-16:] + self._last[-64:]
+
+    @property
+    def clean(self) -> bool:
+        """The last bytes passed on ended an event."""
+        return not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
+
+    def _with_receipt(self, events: bytes) -> bytes:
+        lines = events.split(b"\n")
+        for index, line in enumerate(lines):
+            if line.startswith(b"data:") and b'usage"' in line:
+                data = line[5:].strip()
+                added = add_to_usage(data, self._addition)
+                if added is not data:
+                    lines[index] = b"data: " + added + line[len(line.rstrip(b"\r")) :]
+        return b"\n".join(lines)
+
+    def _addition(self, event: dict[str, Any]) -> str | None:
+        if event.get("choices") or self._receipt is None:
+            return None  # continuous usage: only the last chunk, the one without choices, carries the receipt
+        return self._receipt(event)
+
+
+def error_event(error: EconomizerError, *, clean: bool) -> bytes:
+    """A failure after the first byte, as a server-sent event; ``clean`` says that the last event was complete."""
+    lead = b"" if clean else b"\n\n"
+    return lead + b"data: " + json.dumps(error.body()).encode() + b"\n\n"

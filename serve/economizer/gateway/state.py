@@ -1,0 +1,103 @@
+"""What all requests of one gateway share, built once and passed down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import monotonic, time
+from typing import Any
+
+from economizer.config import Configuration, GatewaySettings
+from economizer.errors import InvalidRequest
+from economizer.gateway.fleet import Fleet, ReplicaReport, ReplicaSource
+from economizer.gateway.metrics import Metrics
+from economizer.gateway.receipts import ReceiptStore
+from economizer.gateway.relay import Relay
+from economizer.router.policies import Policy
+from economizer.variants.catalog import Catalog
+
+
+@dataclass(kw_only=True, slots=True)
+class Gateway:
+    """One gateway: its configuration, its view of the fleet, its way to the engines, and its books."""
+
+    settings: GatewaySettings
+    catalog: Catalog
+    policies: Mapping[str, Policy]
+    fleet: Fleet
+    source: ReplicaSource
+    relay: Relay
+    receipts: ReceiptStore
+    metrics: Metrics = field(default_factory=Metrics)
+    in_flight: int = 0
+
+    @classmethod
+    def create(cls, configuration: Configuration, source: ReplicaSource) -> Gateway:
+        """A gateway over these replicas. Needs a running event loop."""
+        settings = configuration.gateway
+        return cls(
+            settings=settings,
+            catalog=configuration.catalog,
+            policies=configuration.all_policies,
+            fleet=Fleet(configuration.catalog, settings.queue_max),
+            source=source,
+            relay=Relay(
+                connect_timeout_s=settings.connect_timeout_s,
+                first_byte_timeout_s=settings.first_byte_timeout_s,
+                idle_timeout_s=settings.idle_timeout_s,
+            ),
+            receipts=ReceiptStore(settings.receipts_max),
+        )
+
+    def changed(self, variant_id: str, reports: list[ReplicaReport]) -> None:
+        """Take in what a variant's engines last reported."""
+        self.fleet.refresh(variant_id, reports, self.now_s())
+
+    def now_s(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return monotonic()
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch."""
+        return time()
+
+    def caller(self, headers: Mapping[str, str]) -> str:
+        """An opaque name for whoever holds the request's key; empty without one."""
+        key = headers.get("authorization", "")
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+
+    def policy(self, family: str, asked: str | None) -> Policy:
+        """The policy that a request asks for, or its family's; raises InvalidRequest for one that does not exist."""
+        policy = self.policies.get(asked or self.catalog.family(family).policy)
+        if policy is None:
+            raise InvalidRequest(
+                f"policy is {asked!r}: it must be one of {', '.join(sorted(self.policies))}.", param="policy"
+            )
+        return policy
+
+    def ready_families(self) -> list[str]:
+        """Families that can answer now: some variant is ready, or may be woken."""
+        return [
+            family.name
+            for family in self.catalog.families
+            if any(
+                self.fleet.record(family.name, variant.name).any_ready or variant.replicas_min == 0
+                for variant in family.variants
+            )
+        ]
+
+    def engines(self) -> list[dict[str, Any]]:
+        """What every engine last reported of itself, without its secret."""
+        return [
+            {
+                "variant": record.variant.id,
+                "replica": report.id if report else None,
+                "state": report.state if report else "none",
+                "running": report.running if report else None,
+                "waiting": report.waiting if report else None,
+                "kv_used": report.kv_used if report else None,
+            }
+            for record in self.fleet.records()
+            for report in (list(record.reports()) or [None])
+        ]

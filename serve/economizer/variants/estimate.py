@@ -1,0 +1,70 @@
+"""What a request takes of one replica by the variant's cards: engine seconds, joules, dollars, grams. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, log
+
+from economizer.variants.types import SpeedCard, Variant
+
+_J_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What a request takes: active energy in joules, dollars, grams of CO2 equivalent. None is unknown."""
+
+    energy_j: float | None
+    cost_usd: float | None
+    carbon_g: float | None
+
+
+UNKNOWN = Costs(energy_j=None, cost_usd=None, carbon_g=None)
+
+
+def decode_tokens_per_s(card: Mapping[int, float], batch: float) -> float:
+    """Tokens per second of a whole batch, between the measured batch sizes a power law through the two nearest.
+
+    Beyond the largest measured batch the rate stays; below the smallest it shrinks with the batch.
+    """
+    rate = card.get(batch)  # type: ignore[call-overload]
+    if rate is not None:
+        return float(rate)
+    sizes = sorted(card)
+    if batch >= sizes[-1]:
+        return card[sizes[-1]]
+    if batch <= sizes[0]:
+        return card[sizes[0]] * max(batch, 1e-9) / sizes[0]
+    above = next(size for size in sizes if size > batch)
+    below = max(size for size in sizes if size <= batch)
+    share = log(batch / below) / log(above / below)
+    return exp(log(card[below]) * (1 - share) + log(card[above]) * share)
+
+
+def engine_seconds(speed: SpeedCard, *, prompt_tokens: float, output_tokens: float, batch: float) -> float:
+    """The engine's time that falls to one request: its own prefill, and its share of the batch's decode steps.
+
+    ``prompt_tokens`` are the uncached ones. The first answer token comes out of the prefill.
+    """
+    prefill_s = prompt_tokens / speed.prefill_tokens_per_s
+    decode_s = max(0.0, output_tokens - 1) / decode_tokens_per_s(speed.decode_tokens_per_s, max(1.0, batch))
+    return prefill_s + decode_s
+
+
+def request_costs(variant: Variant, *, prompt_tokens: float, output_tokens: float, batch: float = 1.0) -> Costs:
+    """Joules, dollars and grams of one request in a batch of ``batch``; None where a card is unknown.
+
+    Energy is active power times the request's engine seconds; dollars are the hourly price times the same; grams are
+    energy times PUE times the grid's intensity.
+    """
+    speed, power, price = variant.speed, variant.power, variant.price
+    if speed is None:
+        return UNKNOWN
+    engine_s = engine_seconds(speed, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
+    energy_j = None if power is None else power.active_w * engine_s
+    cost_usd = None if price is None else price.usd_per_hour * engine_s / 3600
+    carbon_g = None
+    if energy_j is not None and price is not None and price.carbon_g_per_kwh is not None:
+        carbon_g = energy_j / _J_PER_KWH * price.pue * price.carbon_g_per_kwh
+    return Costs(energy_j=energy_j, cost_usd=cost_usd, carbon_g=carbon_g)
