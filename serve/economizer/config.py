@@ -235,7 +235,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -269,7 +269,7 @@ class ServeFile:
     @property
     def connect_host(self) -> str:
         """The address to reach ``host`` at from this machine."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
 
 
 def load(path: Path) -> ServeFile:
@@ -285,7 +285,7 @@ def load(path: Path) -> ServeFile:
             http = content.get("http_options") or {}
             return ServeFile(
                 path=path,
-                host=http.get("host", "0.0.0.0"),  # noqa: S104  # Serve's own default in HAProxy mode
+                host=http.get("host", "0.0.0.0"),  # Serve's own default in HAProxy mode
                 port=http.get("port", 8000),
                 configuration=configuration,
             )

@@ -33,6 +33,7 @@ _POLL_S = 0.5
 _END_S = 30.0
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large goes through Ray's object store here
 _RAY_MEMORY_GIB = 1.5
+_FOLDER = "/tmp"  # Unix sockets lie below it, whose paths may have 97 characters
 
 
 class CannotStart(EconomizerError):
@@ -77,14 +78,14 @@ def up(file: ServeFile, *, out: IO[str] = sys.stdout) -> int:
         signal.signal(number, _stop)
     say = _Progress(out)
     _check(file)
-    folder = Path(tempfile.mkdtemp(prefix="economizer-"))
+    folder = Path(tempfile.mkdtemp(prefix="eco-", dir=_FOLDER))
     ports = _Ports.free()
     token = secrets.token_hex(32)
     environment = _environment(folder, ports, token)
     try:
         say(f"starting Ray; its logs are in {folder}")
         with _ray(file.configuration, folder, ports, environment) as ray:
-            _wait_for_dashboard(ray, ports.dashboard, folder)
+            _wait_for_dashboard(ray, ports.dashboard, token, folder)
             say("deploying")
             _deploy(file, ports.dashboard, environment)
             _wait_until_ready(file, ray, ports.dashboard, token, say)
@@ -167,7 +168,7 @@ def _memory_free_gib() -> float | None:
 
 def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
     """Ray's and Serve's settings. Every start has its own token, since Ray listens beyond loopback in places."""
-    haproxy = folder / "haproxy"
+    haproxy = folder / "ha"
     token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(token)
@@ -228,12 +229,12 @@ def _logical_cpus(configuration: Configuration) -> int:
     return max(os.cpu_count() or 1, 2 + ceil(2 * (wanted + gateways)))
 
 
-def _wait_for_dashboard(ray: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def _wait_for_dashboard(ray: subprocess.Popen[bytes], port: int, token: str, folder: Path) -> None:
     while True:
         if (code := ray.poll()) is not None:
             tail = "".join((folder / "ray-start.log").read_text(errors="replace").splitlines(keepends=True)[-20:])
             raise CannotStart(f"Ray did not start (exit code {code}):\n{tail}")
-        if _get("127.0.0.1", port, "/api/version") is not None:
+        if _get("127.0.0.1", port, "/api/version", token) is not None:
             return
         time.sleep(_POLL_S)
 

@@ -15,8 +15,8 @@ from typing import Any
 from economizer.errors import InvalidRequest
 
 _space = re.compile(r"[ \t\n\r]*").match
-_scan_value = json.JSONDecoder().scan_once
-_scan_string = json.decoder.scanstring
+_scan_value = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # not in the stubs, there since 2.6
+_scan_string = json.decoder.scanstring  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)

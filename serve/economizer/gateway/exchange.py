@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,6 +25,16 @@ from economizer.variants.catalog import ModelName
 logger = logging.getLogger("economizer.gateway")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """A request that was decided: what it says, what routing made of it, and where its answer and its story go."""
+
+    wire: WireRequest
+    profile: RequestProfile
+    receipt: Receipt
+    delivery: Delivery
+
+
 class Exchange:
     """One request and its answer, through all of the gateway. Lives as long as the request."""
 
@@ -35,8 +46,7 @@ class Exchange:
         self._send = send
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self._arrived_s = gateway.now_s()
-        self._receipt: Receipt | None = None
-        self._delivery: Delivery | None = None
+        self._job: _Job | None = None
         self.id = new_request_id()
 
     async def run(self) -> None:
@@ -48,16 +58,17 @@ class Exchange:
         except EconomizerError as error:
             await self._fail(error)
         except asyncio.CancelledError:
-            if self._receipt is not None:
-                self._receipt.ended("client_closed", status=499)
+            if self._job is not None:
+                self._job.receipt.ended("client_closed", status=499)
             raise
         finally:
             gateway.in_flight -= 1
-            if self._receipt is not None:
-                self._receipt.e2e_s = self._elapsed_s()
-                gateway.metrics.finished(self._receipt)
-                gateway.receipts.keep(self._receipt)
-                logger.info(self._receipt.log_line())
+            if self._job is not None:
+                receipt = self._job.receipt
+                receipt.e2e_s = self._elapsed_s()
+                gateway.metrics.finished(receipt)
+                gateway.receipts.keep(receipt)
+                logger.info(receipt.log_line())
 
     def _elapsed_s(self) -> float:
         return self._gateway.now_s() - self._arrived_s
@@ -70,7 +81,24 @@ class Exchange:
         name = gateway.catalog.resolve(wire.model)
         profile = self._profile(wire, name)
         decision = self._decide(profile, wire)
-        self._receipt = receipt = Receipt(
+        self._job = job = self._begin(wire, profile, decision)
+        if decision.variant is None:
+            raise refusal_error(decision, retry_after_s=settings.retry_after_s)
+        try:
+            await self._attempt(job, decision.variant, may_retry=True)
+        except EngineFailed as error:
+            if job.delivery.started:
+                raise
+            job.receipt.decision = again = self._decide(profile, wire)
+            if again.variant is None or not gateway.fleet.record(name.family, again.variant).any_ready:
+                message = f"{error.message} No other replica can take the request now."
+                raise NotReady(message, retry_after_s=settings.retry_after_s) from error
+            gateway.metrics.retried(again)
+            await self._attempt(job, again.variant, may_retry=False)
+
+    def _begin(self, wire: WireRequest, profile: RequestProfile, decision: Decision) -> _Job:
+        gateway = self._gateway
+        receipt = Receipt(
             id=self.id,
             caller=gateway.caller(self._headers),
             created_s=gateway.wall_s(),
@@ -79,22 +107,10 @@ class Exchange:
             stream=wire.stream,
             terms=wire.terms,
             decision=decision,
-            full=gateway.catalog.family(name.family).full_variant,
+            full=gateway.catalog.family(profile.family).full_variant,
         )
-        self._delivery = Delivery(gateway, wire, receipt, self._send, self._arrived_s)
-        if decision.variant is None:
-            raise refusal_error(decision, retry_after_s=settings.retry_after_s)
-        try:
-            await self._attempt(wire, profile, decision.variant, may_retry=True)
-        except EngineFailed as error:
-            if self._delivery.started:
-                raise
-            receipt.decision = again = self._decide(profile, wire)
-            if again.variant is None or not gateway.fleet.record(name.family, again.variant).any_ready:
-                message = f"{error.message} No other replica can take the request now."
-                raise NotReady(message, retry_after_s=settings.retry_after_s) from error
-            gateway.metrics.retried(again)
-            await self._attempt(wire, profile, again.variant, may_retry=False)
+        delivery = Delivery(gateway, wire, receipt, self._send, self._arrived_s)
+        return _Job(wire=wire, profile=profile, receipt=receipt, delivery=delivery)
 
     async def _body(self, bytes_max: int) -> bytes:
         declared = self._headers.get("content-length", "0")
@@ -137,12 +153,12 @@ class Exchange:
             gateway.fleet.record(profile.family, variant).want(gateway.now_s())
         return decision
 
-    async def _attempt(self, wire: WireRequest, profile: RequestProfile, variant: str, *, may_retry: bool) -> None:
-        gateway, receipt = self._gateway, self._receipt
-        assert receipt is not None and self._delivery is not None
+    async def _attempt(self, job: _Job, variant: str, *, may_retry: bool) -> None:
+        """Send the request to one replica and deliver its answer; raises EngineFailed or EngineTimeout."""
+        gateway, profile, receipt = self._gateway, job.profile, job.receipt
         record = gateway.fleet.record(profile.family, variant)
         receipt.variant = record.variant
-        report, state = await self._choose(record, profile, wire)
+        report, state = await self._choose(record, job)
         receipt.replica = report.id
         receipt.batch = min(state.running + 1, record.variant.concurrency_max)
         sent_s = gateway.now_s()
@@ -150,19 +166,16 @@ class Exchange:
         gateway.metrics.sent(sent_s - self._arrived_s)
         error: EngineFailed | EngineTimeout | None = None
         try:
-            answer = await self._ask(report, wire, record.name_at_engine(profile))
+            answer = await self._ask(report, job.wire, record.name_at_engine(profile))
             try:
                 first_s = gateway.now_s()
                 dispatch.prefilled(first_s)
                 if answer.status >= 500 and may_retry:
                     raise EngineFailed(f"The engine of {record.variant.id} answered {answer.status}.")
-                await self._delivery.pass_on(answer)
+                await job.delivery.pass_on(answer)
             finally:
                 answer.close()
-            if receipt.outcome == "ok" and receipt.usage is not None:
-                timing = Timing(first_byte_s=first_s - sent_s, tpot_s=receipt.tpot_s, streamed=wire.stream)
-                record.learn(receipt.usage, state, timing)
-                gateway.fleet.learn(profile.family, profile.caller, len(wire.prompt_text), receipt.usage)
+            self._learn(job, record, state, first_s - sent_s)
         except (EngineFailed, EngineTimeout) as caught:
             error = caught
             raise
@@ -172,9 +185,15 @@ class Exchange:
                 Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
             )
 
+    def _learn(self, job: _Job, record: VariantRecord, state: ReplicaState, first_byte_s: float) -> None:
+        receipt, profile = job.receipt, job.profile
+        if receipt.outcome == "ok" and receipt.usage is not None:
+            timing = Timing(first_byte_s=first_byte_s, tpot_s=receipt.tpot_s, streamed=job.wire.stream)
+            record.learn(receipt.usage, state, timing)
+            self._gateway.fleet.learn(profile.family, profile.caller, len(job.wire.prompt_text), receipt.usage)
+
     async def _ask(self, report: ReplicaReport, wire: WireRequest, model: str) -> EngineAnswer:
         """Send the request; returns at the first byte of the answer, or by the caller's deadline."""
-        assert report.url is not None and report.secret is not None
         terms = wire.terms
         left_s = None
         if terms.e2e_s_max is not None and terms.on_unmet == "refuse":
@@ -186,18 +205,17 @@ class Exchange:
             deadline_s=left_s,
         )
 
-    async def _choose(
-        self, record: VariantRecord, profile: RequestProfile, wire: WireRequest
-    ) -> tuple[ReplicaReport, ReplicaState]:
+    async def _choose(self, record: VariantRecord, job: _Job) -> tuple[ReplicaReport, ReplicaState]:
         """The replica that ranks first; where the variant has none yet, one is waited for."""
         gateway = self._gateway
 
         def choice(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
-            return record.rank(stats, profile)
+            return record.rank(stats, job.profile)
 
+        terms = job.wire.terms
         wait_s = gateway.settings.wake_timeout_s
-        if wire.terms.ttft_s_max is not None and wire.terms.on_unmet == "refuse":
-            wait_s = min(wait_s, max(0.05, wire.terms.ttft_s_max - self._elapsed_s()))
+        if terms.ttft_s_max is not None and terms.on_unmet == "refuse":
+            wait_s = min(wait_s, max(0.05, terms.ttft_s_max - self._elapsed_s()))
         try:
             with record.waiting():
                 async with asyncio.timeout(wait_s):
@@ -212,13 +230,13 @@ class Exchange:
 
     async def _fail(self, error: EconomizerError) -> None:
         """Tell the caller of an error; one after the first byte has been told in the stream already."""
-        receipt = self._receipt
-        started = self._delivery is not None and self._delivery.started
-        if receipt is None or not receipt.attempts:
-            family = receipt.decision.family if receipt is not None else ""
+        job = self._job
+        if job is None or not job.receipt.attempts:
+            family = job.profile.family if job is not None else ""
             self._gateway.metrics.refused(family, error.code or error.type)
-        if receipt is not None:
-            outcome = "failed" if receipt.attempts else "refused"
-            receipt.ended(outcome, status=None if started else error.status, error=error.code)
+        started = job is not None and job.delivery.started
+        if job is not None:
+            outcome = "failed" if job.receipt.attempts else "refused"
+            job.receipt.ended(outcome, status=None if started else error.status, error=error.code)
         if not started:
             await send_error(self._send, error, [(b"x-economizer-request-id", self.id.encode())])

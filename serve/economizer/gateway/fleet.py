@@ -39,12 +39,12 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaReport:
-    """What one engine last said of itself. ``url`` and ``secret`` are None until it is ready."""
+    """What one engine last said of itself. ``url`` and ``secret`` are empty until it is ready."""
 
     id: str
     state: str
-    url: str | None = None
-    secret: str | None = None
+    url: str = ""
+    secret: str = ""
     running: int = 0
     waiting: int = 0
     kv_used: float | None = None
@@ -55,8 +55,8 @@ class ReplicaReport:
         return cls(
             id=replica_id,
             state=str(stats.get("state", "starting")),
-            url=stats.get("endpoint"),
-            secret=stats.get("secret"),
+            url=stats.get("endpoint", ""),
+            secret=stats.get("secret", ""),
             running=int(stats.get("running") or 0),
             waiting=int(stats.get("waiting") or 0),
             kv_used=stats.get("kv_used"),
@@ -65,7 +65,7 @@ class ReplicaReport:
     @property
     def ready(self) -> bool:
         """It takes requests."""
-        return self.state == "ready" and self.url is not None
+        return self.state == "ready" and bool(self.url)
 
 
 class Choice(Protocol):

@@ -1,4 +1,4 @@
-"""Receipts: the decision, and what really happened. Each answer carries the short form; the long one is kept a while."""
+"""Receipts: the decision and what really happened. Each answer has the short form; the long one is kept a while."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _SURVEY_TIMEOUT_S = 0.5  # a choice waits while a variant has no replica: none a
 Changed = Callable[[str, list[ReplicaReport]], None]
 
 
-class VariantRequestRouter(FIFOMixin, RequestRouter):
+class VariantRequestRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray has no types for them
     """Serve's request router for a variant's replicas. The order comes with the request, from the gateway's ``Choice``:
     predicted wait, prefix affinity, session."""
 
@@ -40,7 +40,7 @@ class VariantRequestRouter(FIFOMixin, RequestRouter):
 
 
 class ServeReplicas:
-    """The replicas of every variant, as Serve tells them to this gateway: surveyed in the background, chosen by call."""
+    """The replicas of every variant as Serve tells them: surveyed in the background, chosen by call."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles

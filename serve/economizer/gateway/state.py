@@ -88,16 +88,17 @@ class Gateway:
         ]
 
     def engines(self) -> list[dict[str, Any]]:
-        """What every engine last reported of itself, without its secret."""
+        """What every engine last reported of itself, without its secret; a variant without one has a row too."""
+        none = ReplicaReport(id="-", state="none")
         return [
             {
                 "variant": record.variant.id,
-                "replica": report.id if report else None,
-                "state": report.state if report else "none",
-                "running": report.running if report else None,
-                "waiting": report.waiting if report else None,
-                "kv_used": report.kv_used if report else None,
+                "replica": report.id,
+                "state": report.state,
+                "running": report.running,
+                "waiting": report.waiting,
+                "kv_used": report.kv_used,
             }
             for record in self.fleet.records()
-            for report in (list(record.reports()) or [None])
+            for report in (list(record.reports()) or [none])
         ]
