@@ -72,8 +72,9 @@ def main(arguments: list[str]) -> int:
     try:
         continue_on_supported_python(arguments)
         refuse_other_systems()
-        with only_one_at_a_time():
-            make_parts([part for part in PARTS if part in arguments or not arguments], Steps())
+        steps = Steps()
+        with only_one_at_a_time(steps):
+            make_parts([part for part in PARTS if part in arguments or not arguments], steps)
     except SetupError as failure:
         print(f"setup: {failure}", file=sys.stderr)
         return 1
@@ -215,7 +216,9 @@ def run(part: str, command: list[str]) -> None:
     with log.open("w") as output:
         # Models are small: more threads than cores, torch's default on some machines, only slow them down.
         settings = {"OMP_NUM_THREADS": str(min(4, os.cpu_count() or 1)), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **settings})
+        env = {**os.environ, **settings}
+        # close_fds=False: a command that outlives a killed set-up goes on holding the lock of only_one_at_a_time.
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=env, close_fds=False)
     if done.returncode == 0:
         return
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
@@ -296,11 +299,16 @@ def require_memory(part: str, needed_gib: float) -> None:
 
 
 @contextmanager
-def only_one_at_a_time() -> Iterator[None]:
+def only_one_at_a_time(steps: Steps) -> Iterator[None]:
     """Waits for another set-up of this checkout, say of `make run` beside `make test`, to end."""
     STATE.mkdir(exist_ok=True)
     with (STATE / "setup.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            steps.say("waiting for another set-up of this checkout to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What torch's default build on Linux requires beside what its CPU build does.
+# What torch's default build on Linux requires beside what its CPU build does. vLLM's CPU build turns this triton off.
 CUDA_PACKAGES = (
     "cuda-bindings",
     "cuda-toolkit",

@@ -296,14 +296,14 @@ class Server:
         whole, events = SHAPES[request.path]
         if script.hang:
             await asyncio.sleep(3600)
-        await asyncio.sleep(script.ttft_s)
         if script.die == "before":
             os._exit(9)
-        if script.garbage:
-            return web.Response(body=b"\xff\xfe{not json", content_type="application/json")
-        if body.get("stream"):
+        if body.get("stream") and not script.garbage:
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return await self.stream(request, script, events(answer, include_usage))
+        await asyncio.sleep(script.ttft_s)
+        if script.garbage:
+            return web.Response(body=b"\xff\xfe{not json", content_type="application/json")
         await asyncio.sleep(script.tpot_s * max(0, len(answer.words) - 1))
         self.engine.generated += len(answer.words)
         if script.cut is not None:
@@ -321,7 +321,8 @@ class Server:
 
     async def stream(self, request: web.Request, script: Script, events: list[dict[str, Any]]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
-        await response.prepare(request)
+        await response.prepare(request)  # as vLLM does, the head goes out before the first token is there
+        await asyncio.sleep(script.ttft_s)
         sent = 0
         async for frame in self.frames(request, script, events):
             await response.write(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import socket
 from collections import deque
@@ -14,7 +15,10 @@ from economizer.engine.guard import guarded
 from economizer.engine.types import EngineSpec
 from economizer.engine.vllm import Launch, launch
 
-LINES_KEPT = 40
+LINES_SHOWN = 40
+_LINES_KEPT = 400
+_ERRORS_SHOWN = 8
+_ERROR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b: ")
 _GRACE_S = 5.0
 _END_S = _GRACE_S + 5.0  # the guard needs the grace and a little more; what outlasts SIGKILL is the kernel's
 _LINE_CHARS_MAX = 2000
@@ -90,13 +94,18 @@ class Tail:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._open = b""
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The last lines, oldest first."""
-        return tuple(self._lines)
+        """The last lines, oldest first, after the earlier ones that name an error.
+
+        What vLLM ends with says "see root cause above", and a long traceback lies between.
+        """
+        kept = list(self._lines)
+        errors = [line for line in kept[:-LINES_SHOWN] if _ERROR.search(line)]
+        return (*dict.fromkeys(errors[-_ERRORS_SHOWN:]), *kept[-LINES_SHOWN:])
 
     def clear(self) -> None:
         """Forget the lines of an earlier run."""

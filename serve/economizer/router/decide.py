@@ -49,14 +49,15 @@ def decide(profile: RequestProfile, terms: Terms, fleet: Sequence[VariantState],
             Candidate(
                 variant=state.variant.name,
                 prediction=predictions[index],
-                asleep=predictions[index].wake_s is not None,
                 score=score_of.get(index),
                 refusals=refused[index],
             )
             for index, state in enumerate(fleet)
         ]
     )
-    ranked = sorted([candidates[index] for index in passed], key=lambda c: (c.asleep, -(c.score or 0.0), c.variant))
+    ranked = sorted(
+        [candidates[index] for index in passed], key=lambda c: (c.prediction.asleep, -(c.score or 0.0), c.variant)
+    )
     missed: tuple[Refusal, ...] = ()
     if not ranked and terms.on_unmet == "degrade":
         ranked = _nearest(candidates)
@@ -75,18 +76,23 @@ def predict(profile: RequestProfile, state: VariantState) -> Prediction:
     """What to expect of a variant: of its least loaded ready replica, or of one that is started for the request."""
     variant = state.variant
     replica = _least_loaded(state.replicas)
-    wake_s = None if replica.ready else (variant.speed.cold_start_s if variant.speed else None) or float("inf")
+    wake_s = variant.speed.cold_start_s if variant.speed is not None and not replica.ready else None
     latency = state.latency.predict(
         prompt_tokens=profile.prompt_tokens, cached_share=state.cached_share, replica=replica
     )
     tokens = profile.output_tokens_expected
-    ttft_s = tpot_s = e2e_s = None
+    ttft_s: Quantiles | None = None
+    tpot_s: Quantiles | None = None
+    e2e_s: Quantiles | None = None
     if latency is not None:
         ttft_s, tpot_s = latency.ttft_s, latency.tpot_s
         if wake_s is not None:
             ttft_s = Quantiles(p50=ttft_s.p50 + wake_s, p95=ttft_s.p95 + wake_s)
-        later = max(0.0, tokens - 1)
-        e2e_s = Quantiles(p50=ttft_s.p50 + later * tpot_s.p50, p95=ttft_s.p95 + later * tpot_s.p95)
+        elif not replica.ready:
+            ttft_s = None
+        if ttft_s is not None:
+            later = max(0.0, tokens - 1)
+            e2e_s = Quantiles(p50=ttft_s.p50 + later * tpot_s.p50, p95=ttft_s.p95 + later * tpot_s.p95)
     batch = min(replica.running + 1, variant.concurrency_max)
     return Prediction(
         ttft_s=ttft_s,
@@ -98,6 +104,7 @@ def predict(profile: RequestProfile, state: VariantState) -> Prediction:
         ),
         quality=variant.quality.promised if variant.quality is not None else None,
         room=1.0 - replica.running / variant.concurrency_max if replica.ready else 0.0,
+        asleep=not replica.ready,
         wake_s=wake_s,
     )
 
@@ -120,7 +127,7 @@ def _refusals(profile: RequestProfile, terms: Terms, state: VariantState, found:
 def _nearest(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that are able to serve, the one that misses the fewest terms by the least first."""
     able = [c for c in candidates if all(refusal.term in TERM_NAMES for refusal in c.refusals)]
-    return sorted(able, key=lambda c: (c.asleep, len(c.refusals), sum(map(_excess, c.refusals)), c.variant))
+    return sorted(able, key=lambda c: (c.prediction.asleep, len(c.refusals), sum(map(_excess, c.refusals)), c.variant))
 
 
 def _excess(refusal: Refusal) -> float:
@@ -140,7 +147,7 @@ def worth_waking(decision: Decision) -> list[str]:
     well = chosen is not None and not decision.missed
     wanted = []
     for candidate in decision.candidates:
-        if not candidate.asleep or candidate is chosen:
+        if not candidate.prediction.asleep or candidate is chosen:
             continue
         if candidate.score is not None:
             better = chosen is None or chosen.score is None or candidate.score > chosen.score

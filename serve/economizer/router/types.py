@@ -123,7 +123,8 @@ class VariantState:
 class Prediction:
     """What is expected of one variant for one request. Unknown is None.
 
-    ``wake_s`` is the time that a variant without a ready replica needs to come up, already inside ``ttft_s``.
+    ``asleep`` says that no replica is ready and one would have to be started, which takes ``wake_s``, already inside
+    ``ttft_s``.
     ``room`` is the free share of the best replica's batch.
     """
 
@@ -134,6 +135,7 @@ class Prediction:
     costs: Costs
     quality: float | None
     room: float = 0.0
+    asleep: bool = False
     wake_s: float | None = None
 
 
@@ -149,14 +151,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One variant as it was weighed: its prediction, its score (None when refused), and every refusal.
-
-    ``asleep`` says that no replica is ready and one would have to be started.
-    """
+    """One variant as it was weighed: its prediction, its score (None when refused), and every refusal."""
 
     variant: str
     prediction: Prediction
-    asleep: bool
     score: float | None
     refusals: tuple[Refusal, ...] = ()
 
