@@ -10,6 +10,7 @@ Run as ``python tests/fake_engine.py --host H --port P --name NAME``; below ``/v
     garbage                  answer with bytes that are not JSON
     hang                     never answer
     echo                     the answer's text is JSON: the received body (base64) and headers
+    once                     a file: whoever can create it does all of the above, the others answer plainly
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Engine:
     running: int = 0
     generated: int = 0
     aborted: int = 0
+    requests: int = 0
     prompts_seen: set[str] = field(default_factory=set)
     health: int = 200
 
@@ -49,6 +51,8 @@ class Script:
 
     def __init__(self, engine: Engine, body: dict[str, Any]) -> None:
         fake = body.get("fake") or {}
+        if "once" in fake and not _first_to_create(fake["once"]):
+            fake = {}
         limits = [body.get(key) for key in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
         own = int(fake.get("tokens", engine.tokens))
         self.ttft_s = float(fake.get("ttft_s", engine.ttft_s))
@@ -65,6 +69,14 @@ class Script:
     def die_after(self) -> int | None:
         """The number of chunks after which the process ends, if it does."""
         return int(self.die.partition(":")[2]) if self.die and self.die.startswith("after_chunks:") else None
+
+
+def _first_to_create(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 @dataclass
@@ -235,6 +247,8 @@ class Server:
             f"vllm:kv_cache_usage_perc{labels} {min(1.0, engine.running / 16)}",
             "# TYPE vllm:generation_tokens counter",
             f"vllm:generation_tokens_total{labels} {float(engine.generated)}",
+            "# TYPE fake:requests counter",
+            f"fake:requests_total{labels} {float(engine.requests)}",
             "# TYPE fake:aborted counter",
             f"fake:aborted_total{labels} {float(engine.aborted)}",
         ]
@@ -245,6 +259,7 @@ class Server:
         return web.json_response({"object": "list", "data": [model]})
 
     async def embeddings(self, request: web.Request) -> web.Response:
+        self.engine.requests += 1
         body = await request.json()
         inputs = body.get("input") if isinstance(body.get("input"), list) else [body.get("input")]
         data = [{"object": "embedding", "index": i, "embedding": [0.6, 0.8]} for i in range(len(inputs))]
@@ -253,6 +268,7 @@ class Server:
         return web.json_response({"object": "list", "data": data, "model": self.engine.name, "usage": usage})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
+        self.engine.requests += 1
         raw = await request.read()
         try:
             body = json.loads(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ class EngineReplica:
 
     async def __init__(self, variant_id: str, spec: EngineSpec) -> None:  # type: ignore[misc]  # Serve awaits it
         """Returns when the engine is ready; raises EngineFailed with its last lines, which ``serve status`` shows."""
+        log_with_serve()
         host = ray.util.get_node_ip_address() if spec.host == "node" else spec.host
         self._engine = EngineProcess(spec, name=variant_id, host=host)
         await self._engine.start()
@@ -52,3 +54,11 @@ class EngineReplica:
         if engine is not None:
             await engine.drain()
             await engine.stop()
+
+
+def log_with_serve() -> None:
+    """Write this package's log lines where Serve writes its own; Serve drops those of other loggers."""
+    ours = logging.getLogger("economizer")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = list(logging.getLogger("ray.serve").handlers)

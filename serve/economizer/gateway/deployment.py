@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp
 
 from economizer.autoscaling.policy_ray import DEMAND, GATEWAY
 from economizer.config import Configuration, VariantConfig, home, located, parse
-from economizer.engine.replica_ray import EngineReplica
+from economizer.engine.replica_ray import EngineReplica, log_with_serve
 from economizer.gateway.app import App
 from economizer.gateway.replicas_ray import ServeReplicas, VariantRequestRouter
 from economizer.gateway.state import Gateway
@@ -84,7 +83,7 @@ class GatewayIngress:
 
     async def __init__(self, args: dict[str, Any], handles: dict[str, DeploymentHandle[Any]]) -> None:  # type: ignore[misc]  # Serve awaits it
         """Build the gateway over the variants' handles, and begin to watch their replicas."""
-        _log_with_serve()
+        log_with_serve()
         configuration: Configuration = parse(args)
         self._source = ServeReplicas(handles)
         self._gateway = Gateway.create(configuration, self._source)
@@ -102,11 +101,3 @@ class GatewayIngress:
         if hasattr(self, "_source"):
             await self._source.stop()
             await self._gateway.relay.close()
-
-
-def _log_with_serve() -> None:
-    """Write this package's log lines where Serve writes its own."""
-    ours = logging.getLogger("economizer")
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    ours.handlers = list(logging.getLogger("ray.serve").handlers)
