@@ -74,7 +74,7 @@ def main(uv_arguments: list[str]) -> None:
         cpu_torch = next((line for line in groups.get(lock.name, ()) if line.startswith("torch==")), None)
         resolve(lock, path, cpu_torch, uv_arguments)
         path.write_text(readable(path.read_text(), lock, cpu_torch))
-        print(f"{path.relative_to(ROOT)}: {path.read_text().count('==')} pins")
+        print(f"{path.relative_to(ROOT)} is up to date")
 
 
 def resolve(lock: Lock, path: Path, cpu_torch: str | None, uv_arguments: list[str]) -> None:

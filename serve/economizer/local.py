@@ -31,8 +31,11 @@ from economizer.errors import EconomizerError
 _GIB = 2**30
 _POLL_S = 0.5
 _END_S = 30.0
+_DEPLOY_TRIES = 4
+_DEPLOY_PAUSE_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large goes through Ray's object store here
 _RAY_MEMORY_GIB = 1.5
+_INGRESS_PORTS = 50
 _FOLDER = "/tmp"  # Unix sockets lie below it, whose paths may have 97 characters
 
 
@@ -49,6 +52,7 @@ class _Ports:
     client: int
     haproxy_metrics: int
     haproxy_stats: int
+    ingress_from: int
 
     @classmethod
     def free(cls) -> _Ports:
@@ -66,7 +70,29 @@ class _Ports:
             client=numbers[2],
             haproxy_metrics=numbers[3],
             haproxy_stats=numbers[4],
+            ingress_from=_free_block(),
         )
+
+
+def _free_block() -> int:
+    """The first of ``_INGRESS_PORTS`` ports that nobody listens on.
+
+    Serve gives gateway replicas ports from a range that is the same for every Ray on a machine, and lets two share one
+    (SO_REUSEPORT): two fleets would answer each other's requests.
+    """
+    while True:
+        first = secrets.choice(range(20_000, 30_000, _INGRESS_PORTS))
+        if all(_is_free(port) for port in range(first, first + _INGRESS_PORTS)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("0.0.0.0", port))  # where Serve will listen
+        except OSError:
+            return False
+        return True
 
 
 def up(file: ServeFile, *, out: IO[str] = sys.stdout) -> int:
@@ -183,6 +209,8 @@ def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.ingress_from),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.ingress_from + _INGRESS_PORTS - 1),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
@@ -241,15 +269,15 @@ def _wait_for_dashboard(ray: subprocess.Popen[bytes], port: int, token: str, fol
 
 def _deploy(file: ServeFile, dashboard: int, environment: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(file.path)]
-    done = subprocess.run(
-        [*command, "--address", f"http://127.0.0.1:{dashboard}"],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CannotStart(f"serve deploy failed:\n{done.stdout}{done.stderr}")
+    command += ["--address", f"http://127.0.0.1:{dashboard}"]
+    for attempt in range(_DEPLOY_TRIES):
+        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        # On a machine that is short of CPU, Ray's dashboard restarts its own parts while they start.
+        if "status code 500" not in done.stderr or attempt == _DEPLOY_TRIES - 1:
+            raise CannotStart(f"serve deploy failed:\n{done.stdout}{done.stderr}")
+        time.sleep(_DEPLOY_PAUSE_S)
 
 
 def _wait_until_ready(
