@@ -96,7 +96,8 @@ class Body:
             place = f"line {error.lineno}, column {error.colno}"
             raise InvalidRequest(f"The body must be JSON: {error.msg} at {place}.", param="body") from None
         except ValueError as error:
-            raise InvalidRequest(f"The body {error}.", param="body") from None
+            rule = "must be JSON with numbers of fewer digits" if "digits" in str(error) else str(error)
+            raise InvalidRequest(f"The body {rule}.", param="body") from None
         except RecursionError:
             raise InvalidRequest("The body must be JSON nested less deeply.", param="body") from None
         return cls(text, members, {member.key: member.value for member in members})
@@ -120,11 +121,9 @@ class Body:
     def _with_comma(self, index: int) -> tuple[int, int]:
         """The span to cut so that a member goes together with the one comma that belonged to it."""
         member = self.members[index]
-        if index + 1 < len(self.members):
+        if any(other.key != "economizer" for other in self.members[index + 1 :]):
             return member.start, self.members[index + 1].start
-        if all(other.key == "economizer" for other in self.members[:index]):
-            return member.start, member.end
-        return self.members[index - 1].end, member.end
+        return self.members[index - 1].end if index else member.start, member.end
 
 
 def add_to_usage(raw: bytes, addition: Callable[[dict[str, Any]], str | None]) -> bytes:

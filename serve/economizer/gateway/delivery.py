@@ -44,7 +44,10 @@ class Delivery:
     async def _whole(self, answer: EngineAnswer) -> None:
         body = await answer.rest()
         if answer.status < 400:
-            body = add_to_usage(body, self._settle)
+            receipted = add_to_usage(body, self._settle)
+            if receipted is body and not _is_json(body):
+                raise EngineFailed("The engine's answer is not JSON.")
+            body = receipted
         await self._start(answer.status, [*answer.headers, (b"content-length", str(len(body)).encode())])
         await self._send({"type": "http.response.body", "body": body})
 
@@ -93,6 +96,14 @@ class Delivery:
         self.started = True
         headers = [*headers, *self._receipt.headers()]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 async def send_error(send: Send, error: EconomizerError, headers: list[tuple[bytes, bytes]]) -> None:

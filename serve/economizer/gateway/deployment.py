@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prometheus_client import disable_created_metrics
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -84,6 +85,7 @@ class GatewayIngress:
     async def __init__(self, args: dict[str, Any], handles: dict[str, DeploymentHandle[Any]]) -> None:  # type: ignore[misc]  # Serve awaits it
         """Build the gateway over the variants' handles, and begin to watch their replicas."""
         log_with_serve()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         configuration: Configuration = parse(args)
         self._source = ServeReplicas(handles)
         self._gateway = Gateway.create(configuration, self._source)

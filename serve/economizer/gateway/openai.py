@@ -222,7 +222,7 @@ def read_terms(headers: Mapping[str, str], given: Mapping[str, Any] | None) -> T
 def _number(name: str, value: Any) -> float:
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 0 <= number < float("inf"):
         raise _wrong(name, value, "a number, 0 or more")
@@ -237,8 +237,8 @@ def _on_unmet(name: str, value: Any) -> str:
 
 def _wrong(name: str, value: Any, wanted: str) -> InvalidRequest:
     """A field of the wrong type or value. What the caller wrote is shown only where it cannot be a prompt."""
-    short = isinstance(value, bool | int | float | type(None)) or (isinstance(value, str) and len(value) <= 40)
-    shown = repr(value) if short and "content" not in name else f"a {type(value).__name__}"
+    scalar = isinstance(value, bool | int | float | str | type(None)) and "content" not in name
+    shown = repr(value) if scalar and len(str(value)) <= 40 else f"a {type(value).__name__}"
     return InvalidRequest(f"{name} is {shown}: it must be {wanted}.", param=name)
 
 

@@ -7,18 +7,19 @@ without sending, as Serve's own LLM ingress does, since the request itself goes 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
 from economizer.gateway.fleet import Choice, ReplicaReport
 
 _SURVEY_PERIOD_S = 0.25
-_SURVEY_TIMEOUT_S = 0.5  # a choice waits while a variant has no replica: none answered by then is none
+_SURVEY_TIMEOUT_S = 0.5  # a choice waits while a variant has no replica: not answered by then, it has none
+
+logger = logging.getLogger("economizer.gateway")
 
 Changed = Callable[[str, list[ReplicaReport]], None]
 
@@ -65,7 +66,16 @@ class ServeReplicas:
 
     async def _survey(self, variant_id: str, changed: Changed) -> None:
         while True:
-            changed(variant_id, await self._reports(variant_id))
+            asked = asyncio.create_task(self._reports(variant_id))
+            try:
+                if not (await asyncio.wait({asked}, timeout=_SURVEY_TIMEOUT_S))[0]:
+                    changed(variant_id, [])
+                changed(variant_id, await asked)
+            except Exception:  # the outermost boundary of this task: a gateway must not go blind for good
+                logger.exception("survey of %s", variant_id)
+                changed(variant_id, [])
+            finally:
+                asked.cancel()
             await asyncio.sleep(_SURVEY_PERIOD_S)
 
     async def _reports(self, variant_id: str) -> list[ReplicaReport]:
@@ -75,9 +85,5 @@ class ServeReplicas:
             found[:] = [ReplicaReport.read(key, of) for key, of in stats.items()]
             return list(stats)
 
-        try:
-            async with asyncio.timeout(_SURVEY_TIMEOUT_S):
-                await self.choose(variant_id, note)
-        except (TimeoutError, RayError, RayServeException):
-            return []  # Serve has no replica of it to tell of: none yet, none any more, or it is being replaced
+        await self.choose(variant_id, note)
         return found

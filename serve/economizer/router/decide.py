@@ -114,7 +114,7 @@ def _least_loaded(replicas: Sequence[ReplicaState]) -> ReplicaState:
     for replica in replicas:
         if replica.ready:
             load = replica.running + replica.waiting
-            if best_load < 0 or load < best_load:
+            if best_load < 0 or load < best_load or (load == best_load and replica.id < best.id):
                 best, best_load = replica, load
     return best
 

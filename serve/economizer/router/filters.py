@@ -59,10 +59,12 @@ def health(profile: RequestProfile, terms: Terms, state: VariantState, found: Pr
 
 
 def capacity(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:
-    """Every ready replica has as many requests waiting as it may have."""
-    waiting = [replica.waiting for replica in state.replicas if replica.ready]
-    if not waiting or min(waiting) < state.queue_max:
+    """Every ready replica has its batch full and as many requests waiting as it may have."""
+    ready = [replica for replica in state.replicas if replica.ready]
+    most = state.variant.concurrency_max + state.queue_max
+    if not ready or min([replica.load for replica in ready]) < most:
         return None
+    waiting = [replica.waiting for replica in ready]
     reason = f"{min(waiting)} requests wait at its least busy replica, and {state.queue_max} may"
     return Refusal(term="capacity", limit=float(state.queue_max), offered=float(min(waiting)), reason=reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 
 from economizer.router.scorers import SCORERS
@@ -20,8 +21,8 @@ class Policy:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(SCORERS))
         require(not unknown, "weights", unknown, f"must be among {sorted(SCORERS)}")
-        rule = "must be 0 or more, and at least one above 0"
-        holds = all(weight >= 0 for weight in self.weights.values()) and any(self.weights.values())
+        rule = "must be 0 or more and finite, and at least one above 0"
+        holds = all(0 <= weight < inf for weight in self.weights.values()) and any(self.weights.values())
         require(holds, "weights", dict(self.weights), rule)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 # The endpoints and abilities that a request may need and a variant may have. `chat`, `completions`, `responses` and
 # `embeddings` are endpoints; the others are what a request asks for in its body.
@@ -60,16 +61,17 @@ class SpeedCard:
     source: str
 
     def __post_init__(self) -> None:
-        require(self.prefill_tokens_per_s > 0, "prefill_tokens_per_s", self.prefill_tokens_per_s, "must be above 0")
+        rule = "must be above 0 and finite"
+        require(0 < self.prefill_tokens_per_s < inf, "prefill_tokens_per_s", self.prefill_tokens_per_s, rule)
         require(
-            bool(self.decode_tokens_per_s) and all(b >= 1 and v > 0 for b, v in self.decode_tokens_per_s.items()),
+            bool(self.decode_tokens_per_s) and all(b >= 1 and 0 < v < inf for b, v in self.decode_tokens_per_s.items()),
             "decode_tokens_per_s",
             dict(self.decode_tokens_per_s),
-            "must map at least one batch size (1 or more) to tokens per second above 0",
+            "must map at least one batch size (1 or more) to tokens per second above 0 and finite",
         )
-        require(self.overhead_s >= 0, "overhead_s", self.overhead_s, "must be 0 or more")
+        require(0 <= self.overhead_s < inf, "overhead_s", self.overhead_s, "must be 0 or more and finite")
         if self.cold_start_s is not None:
-            require(self.cold_start_s >= 0, "cold_start_s", self.cold_start_s, "must be 0 or more")
+            require(0 <= self.cold_start_s < inf, "cold_start_s", self.cold_start_s, "must be 0 or more and finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +86,7 @@ class PowerCard:
 
     def __post_init__(self) -> None:
         require(self.idle_w >= 0, "idle_w", self.idle_w, "must be 0 or more")
-        require(self.active_w >= self.idle_w, "active_w", self.active_w, "must be at least idle_w")
+        require(self.idle_w <= self.active_w < inf, "active_w", self.active_w, "must be at least idle_w and finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,10 +104,11 @@ class Price:
     source: str
 
     def __post_init__(self) -> None:
-        require(self.usd_per_hour >= 0, "usd_per_hour", self.usd_per_hour, "must be 0 or more")
-        require(self.pue >= 1, "pue", self.pue, "must be 1 or more")
+        require(0 <= self.usd_per_hour < inf, "usd_per_hour", self.usd_per_hour, "must be 0 or more and finite")
+        require(1 <= self.pue < inf, "pue", self.pue, "must be 1 or more and finite")
         if self.carbon_g_per_kwh is not None:
-            require(self.carbon_g_per_kwh >= 0, "carbon_g_per_kwh", self.carbon_g_per_kwh, "must be 0 or more")
+            rule = "must be 0 or more and finite"
+            require(0 <= self.carbon_g_per_kwh < inf, "carbon_g_per_kwh", self.carbon_g_per_kwh, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
