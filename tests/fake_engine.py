@@ -8,6 +8,7 @@ Run as ``python tests/fake_engine.py --host H --port P --name NAME``; below ``/v
     die                      "before" any byte, or "after_chunks:N": end the whole process
     cut                      drop the connection after N chunks, without [DONE]
     garbage                  answer with bytes that are not JSON
+    raw                      answer with this text in place of HTTP, and drop the connection
     hang                     never answer
     echo                     the answer's text is JSON: the received body (base64) and headers
     once                     a file: whoever can create it does all of the above, the others answer plainly
@@ -63,6 +64,7 @@ class Script:
         self.die: str | None = fake.get("die")
         self.cut: int | None = fake.get("cut")
         self.garbage = bool(fake.get("garbage"))
+        self.raw: str | None = fake.get("raw")
         self.hang = bool(fake.get("hang"))
         self.echo = bool(fake.get("echo"))
 
@@ -314,6 +316,11 @@ class Server:
             await asyncio.sleep(3600)
         if script.die == "before":
             os._exit(9)
+        if script.raw is not None:
+            assert request.transport is not None
+            request.transport.write(script.raw.encode())
+            request.transport.close()
+            raise ConnectionResetError("as told")
         if body.get("stream") and not script.garbage:
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return await self.stream(request, script, events(answer, include_usage))

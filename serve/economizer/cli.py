@@ -106,10 +106,7 @@ def _by_batch(rates: Mapping[int, float] | None) -> str | None:
 def _status(options: argparse.Namespace) -> int:
     url = f"{options.url.rstrip('/')}/readyz"
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
-            found = json.load(answer)
-    except urllib.error.HTTPError as error:
-        found = json.load(error)
+        found = _readiness(url)
     except (OSError, ValueError) as error:
         raise EconomizerError(f"No gateway answers at {options.url} ({error}): is `make run` running?") from None
     if options.json:
@@ -118,6 +115,19 @@ def _status(options: argparse.Namespace) -> int:
         print("ready" if found["ready"] else f"not ready: {', '.join(found['not_ready'])}")
         print(_table(found["engines"]))
     return 0 if found["ready"] else 1
+
+
+def _readiness(url: str) -> dict[str, Any]:
+    """What a gateway says of itself, ready or not; raises OSError or ValueError where none answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            found = json.load(error)
+    if not isinstance(found, dict) or not {"ready", "not_ready", "engines"} <= found.keys():
+        raise ValueError("what answers there is no Economizer")
+    return found
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ mistake is reported at once with the path of its key.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -238,12 +238,19 @@ class _UniqueKeys(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a scalar", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+# What PyYAML does not turn into its own error: `2024-13-01`, `!!int x`, `!!bool x`, `!!timestamp x`, `!!set [x]`, and
+# lists nested a thousand deep.
+_YAML_LETS_THROUGH = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 def read_yaml(path: Path) -> Any:
@@ -254,8 +261,8 @@ def read_yaml(path: Path) -> Any:
         raise ConfigurationError(str(path), (_mistake("file", path, "must exist"),)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(str(path), (_mistake("file", path, f"must be readable: {error}"),)) from None
-    except yaml.YAMLError as error:
-        rule = " ".join(str(error).split())
+    except (yaml.YAMLError, *_YAML_LETS_THROUGH) as error:
+        rule = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(str(path), (_mistake("yaml", path.name, f"must be valid YAML: {rule}"),)) from None
 
 
@@ -300,12 +307,18 @@ def _serve_mistakes(
 ) -> Iterator[Mistake]:
     """What is wrong outside ``args``: Serve itself checks the rest when it deploys."""
     http = content.get("http_options") or {}
-    port = http.get("port", 8000) if isinstance(http, dict) else None
-    if not isinstance(port, int) or not 1 <= port <= 65535:
+    if not isinstance(http, dict):
+        yield _mistake("http_options", http, "must be a mapping")
+        http = {}
+    host, port = http.get("host", ""), http.get("port", 8000)
+    if not isinstance(host, str):
+        yield _mistake("http_options.host", host, "must be a string")
+    if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         yield _mistake("http_options.port", port, "must be a port, 1 to 65535")
     policy = application.get("autoscaling_policy") or {}
+    function = policy.get("policy_function") if isinstance(policy, dict) else None
     scales = any(config.replicas.max > config.replicas.min for _, _, config in configuration.variant_configs())
-    if scales and policy.get("policy_function") != AUTOSCALING_POLICY:
+    if scales and function != AUTOSCALING_POLICY:
         rule = f"must be {{policy_function: {AUTOSCALING_POLICY!r}}}, since replicas.max is above replicas.min"
         yield _mistake(f"{where}.autoscaling_policy", policy or None, rule)
 
@@ -341,13 +354,16 @@ def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake
             yield _mistake(at("policies", name), dict(weights), str(error))
     for family_name, family in configuration.families.items():
         path = ("families", family_name)
-        if not family_name or set(family_name) & set("@: \t"):
+        if not _is_name(family_name):
             yield _mistake(at(*path), family_name, "a family's name must have no '@', ':' or space in it")
         if family.policy not in policies:
             yield _mistake(at(*path, "policy"), family.policy, f"must be one of {sorted(policies)}")
         if family.full not in family.variants:
             yield _mistake(at(*path, "full"), family.full, f"must be one of {sorted(family.variants)}")
         for name, config in family.variants.items():
+            if not _is_name(name):
+                rule = "a variant's name must have no '@', ':' or space in it"
+                yield _mistake(at(*path, "variants", name), name, rule)
             if config.hardware not in configuration.prices:
                 rule = f"must be priced: one of {sorted(configuration.prices)} under prices"
                 yield _mistake(at(*path, "variants", name, "hardware"), config.hardware, rule)
@@ -355,13 +371,27 @@ def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake
                 configuration.variant(family_name, name)
             except ValueError as error:
                 yield _mistake(at(*path, "variants", name), name, str(error))
-    names: dict[str, str] = {name: name for name in configuration.families}
+    yield from _names_given_twice(configuration, at("families"))
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and not any(letter in "@:" or letter.isspace() for letter in name)
+
+
+def _names_given_twice(configuration: Configuration, families: str) -> Iterator[Mistake]:
+    """Families, aliases and LoRA adapters are all model names: none may be another's, or look like a pin."""
+    taken: dict[str, str] = {name: name for name in configuration.families}
     for family_name, family in configuration.families.items():
-        for alias in family.aliases:
-            if alias in names:
-                rule = f"must be unique: {names[alias]} has that name already"
-                yield _mistake(at("families", family_name, "aliases"), alias, rule)
-            names[alias] = family_name
+        loras = [lora for _, config in sorted(family.variants.items()) for lora in config.loras]
+        path = _join(families, (family_name,))
+        named = [(f"{path}.aliases", alias) for alias in family.aliases]
+        named += [(f"{path}.variants.*.loras", lora) for lora in dict.fromkeys(loras)]
+        for place, name in named:
+            if not name or "@" in name:
+                yield _mistake(place, name, "must have no '@' in it, and not be empty")
+            if name in taken:
+                yield _mistake(place, name, f"must be unique: {taken[name]} has that name already")
+            taken[name] = family_name
 
 
 def _from_pydantic(error: ValidationError, prefix: str) -> Iterator[Mistake]:

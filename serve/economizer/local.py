@@ -31,6 +31,7 @@ from economizer.errors import EconomizerError
 _GIB = 2**30
 _POLL_S = 0.5
 _END_S = 30.0
+_STREAM_MAX_S = 3600
 _DEPLOY_TRIES = 4
 _DEPLOY_PAUSE_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large goes through Ray's object store here
@@ -209,8 +210,12 @@ def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.ingress_from),
+        # Where HAProxy sends requests while Serve builds a newly deployed application; two Rays would share it, too.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.ingress_from),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.ingress_from + 1),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.ingress_from + _INGRESS_PORTS - 1),
+        # After a change of gateways, the old HAProxy process stays for the streams that it passes on.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_STREAM_MAX_S),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),

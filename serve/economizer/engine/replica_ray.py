@@ -42,6 +42,10 @@ class EngineReplica:
             stats |= {"endpoint": endpoint.url, "secret": endpoint.secret}
         return stats
 
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """The first of those stats: Serve tells gateways of it together with the replica, of later ones later."""
+        return await self.record_routing_stats()
+
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Running and waiting requests. Serve takes numbers only, so what is unknown is left out."""
         load = await self._engine.load()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import disable_created_metrics
@@ -22,6 +24,8 @@ from economizer.gateway.state import Gateway
 _DRAIN_MARGIN_S = 15.0  # Serve kills a replica that is still in its destructor; the engine needs a little to end
 _FULL_SHARE = 0.8  # of a replica's batch, from which on another replica is worth it
 _METRICS_S = 1.0
+_INGRESS_DRAIN_S = 30.0  # so long Serve keeps an ingress replica open to proxies that have not heard of its end
+_FLEET_KNOWN_S = 5.0
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -43,11 +47,17 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             metrics_interval_s=_METRICS_S,
             look_back_period_s=2 * _METRICS_S,
         ),
+        graceful_shutdown_timeout_s=_INGRESS_DRAIN_S + _DRAIN_MARGIN_S + max(_drains_s(configuration)),
         max_surge_percent=100,
         rolling_update_percentage=1.0,
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return gateway.bind(dict(args), variants)
+
+
+def _drains_s(configuration: Configuration) -> list[float]:
+    """How long engines may drain; the gateway that passes on their answers must last as long."""
+    return [config.engine.drain_timeout_s for _, _, config in configuration.variant_configs()]
 
 
 def _variant(variant_id: str, config: VariantConfig) -> serve.Application:
@@ -90,6 +100,15 @@ class GatewayIngress:
         self._source = ServeReplicas(handles)
         self._gateway = Gateway.create(configuration, self._source)
         self._source.start(self._gateway.changed)
+        await self._until_the_fleet_is_known()
+
+    async def _until_the_fleet_is_known(self) -> None:
+        """Serve sends requests here as soon as the constructor returns, and ends the gateway that this one replaces."""
+        expected = [record for record in self._gateway.fleet.records() if record.variant.replicas_min > 0]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FLEET_KNOWN_S):
+                while not all(record.any_ready for record in expected):  # noqa: ASYNC110 - Serve sets no event
+                    await asyncio.sleep(0.05)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return App(self._gateway)

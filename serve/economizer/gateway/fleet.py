@@ -117,8 +117,8 @@ class VariantRecord:
         self._reports = {report.id: report for report in reports}
         for gone in self._states.keys() - self._reports.keys():
             self.affinity.forget(gone)
-            held = self._held.get(gone)
-            if held is not None and held.in_flight == 0:
+        for gone in self._held.keys() - self._reports.keys():
+            if self._held[gone].in_flight == 0:
                 del self._held[gone]
         if now_s - self._peaks_turned_s >= _PEAK_S:
             self._peaks_turned_s = now_s

@@ -26,7 +26,7 @@ def estimated_costs(variant: Variant, usage: Usage, batch: float) -> Costs:
     """What an answer took by its variant's cards: joules, dollars, grams; None where a card is unknown."""
     return request_costs(
         variant,
-        prompt_tokens=usage.prompt_tokens - (usage.cached_tokens or 0),
+        prompt_tokens=max(0, usage.prompt_tokens - (usage.cached_tokens or 0)),
         output_tokens=usage.output_tokens,
         batch=batch,
     )

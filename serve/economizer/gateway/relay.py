@@ -185,6 +185,7 @@ def forwarded_headers(headers: Mapping[str, str], secret: str) -> dict[str, str]
     return kept
 
 
+_TAIL_BYTES = 64  # of a stream, kept to see its end however it was cut into chunks
 _RESPONSE_ENDS = re.compile(rb'"type": ?"response\.(?:completed|incomplete|failed)"')
 
 
@@ -207,14 +208,13 @@ class StreamMeter:
         self.events = 0
         self._receipt = receipt
         self._held = b""
-        self._last = b""
-        self._before_last = b""
+        self._tail = b""
         self._response_ended = False
 
     def feed(self, chunk: bytes) -> bytes:
         """What to pass on now for a chunk that came."""
-        self.events += chunk.count(b"data:")
-        self._before_last, self._last = self._last, chunk
+        self.events += chunk.count(b"data:") + (self._tail[-4:] + chunk[:4]).count(b"data:")
+        self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
         if self._receipt is None:
             return chunk
         chunk = self._held + chunk
@@ -232,12 +232,12 @@ class StreamMeter:
     @property
     def done(self) -> bool:
         """The stream said that it was complete."""
-        return self._response_ended or b"[DONE]" in self._before_last[-16:] + self._last[-64:]
+        return self._response_ended or b"[DONE]" in self._tail
 
     @property
     def clean(self) -> bool:
-        """The last bytes passed on ended an event."""
-        return not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
+        """The last bytes that came ended an event."""
+        return not self._tail or self._tail.endswith((b"\n\n", b"\r\n\r\n"))
 
     def _with_receipt(self, events: bytes) -> bytes:
         lines = events.split(b"\n")

@@ -1,7 +1,8 @@
 """The adapter to Ray Serve's request routing: who the replicas of a variant are, and which one a request goes to.
 
 The only file that leans on parts of Serve that are not promised: a handle's ``choose_replica(_reserve=False)`` picks
-without sending, as Serve's own LLM ingress does, since the request itself goes to the engine over HTTP.
+without sending, as Serve's own LLM ingress does, since the request itself goes to the engine over HTTP; and the
+replicas that its router knows are read where it keeps them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, R
 from economizer.gateway.fleet import Choice, ReplicaReport
 
 _SURVEY_PERIOD_S = 0.25
-_SURVEY_TIMEOUT_S = 0.5  # a choice waits while a variant has no replica: not answered by then, it has none
 
 logger = logging.getLogger("economizer.gateway")
 
@@ -37,7 +37,7 @@ class VariantRequestRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # R
         pending_request.routing_context.should_backoff = True
         choice: Choice = pending_request.args[0]
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        return [[by_id[key]] for key in choice({key: replica.routing_stats for key, replica in by_id.items()})]
+        return [[by_id[key]] for key in choice({key: _reported(replica) for key, replica in by_id.items()})]
 
 
 class ServeReplicas:
@@ -45,45 +45,47 @@ class ServeReplicas:
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles
-        self._surveys: set[asyncio.Task[None]] = set()
+        self._survey: asyncio.Task[None] | None = None
 
     def start(self, changed: Changed) -> None:
         """Survey every variant from now on; ``changed`` is told what its replicas report, also when that is nothing."""
-        for variant_id, handle in self._handles.items():
+        for handle in self._handles.values():
             handle._init()
-            self._surveys.add(asyncio.create_task(self._survey(variant_id, changed)))
+        self._survey = asyncio.create_task(self._keep_surveying(changed))
 
     async def stop(self) -> None:
-        """End the surveys."""
-        for survey in self._surveys:
-            survey.cancel()
-        await asyncio.gather(*self._surveys, return_exceptions=True)
+        """End the survey."""
+        if self._survey is not None:
+            self._survey.cancel()
+            await asyncio.wait({self._survey})
 
     async def choose(self, variant_id: str, choice: Choice) -> str:
         """The id of the replica that ``choice`` puts first; waits while it finds none."""
         async with self._handles[variant_id].choose_replica(choice, _reserve=False) as selection:
             return str(selection.replica_id)
 
-    async def _survey(self, variant_id: str, changed: Changed) -> None:
+    async def _keep_surveying(self, changed: Changed) -> None:
         while True:
-            asked = asyncio.create_task(self._reports(variant_id))
-            try:
-                if not (await asyncio.wait({asked}, timeout=_SURVEY_TIMEOUT_S))[0]:
-                    changed(variant_id, [])
-                changed(variant_id, await asked)
-            except Exception:  # the outermost boundary of this task: a gateway must not go blind for good
-                logger.exception("survey of %s", variant_id)
-                changed(variant_id, [])
-            finally:
-                asked.cancel()
+            for variant_id, handle in self._handles.items():
+                try:
+                    changed(variant_id, _reports(handle))
+                except Exception:
+                    logger.exception("survey of %s", variant_id)
             await asyncio.sleep(_SURVEY_PERIOD_S)
 
-    async def _reports(self, variant_id: str) -> list[ReplicaReport]:
-        found: list[ReplicaReport] = []
 
-        def note(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
-            found[:] = [ReplicaReport.read(key, of) for key, of in stats.items()]
-            return list(stats)
+def _reports(handle: DeploymentHandle[Any]) -> list[ReplicaReport]:
+    router = handle._router._asyncio_router.request_router
+    if router is None:  # Serve has not told the handle of its deployment yet
+        return []
+    replicas = list(router.curr_replicas.values())
+    return [ReplicaReport.read(replica.replica_id.unique_id, _reported(replica)) for replica in replicas]
 
-        await self.choose(variant_id, note)
-        return found
+
+def _reported(replica: RunningReplica) -> Mapping[str, Any]:
+    """What a replica last reported; until Serve has first asked it, what it reported as it became ready.
+
+    Serve ends the replica that a new one replaces before it has asked the new one.
+    """
+    stats: Mapping[str, Any] = replica.routing_stats or replica.replica_metadata
+    return stats

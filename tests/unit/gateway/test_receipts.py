@@ -1,0 +1,215 @@
+import json
+from typing import Any
+
+from economizer.gateway.receipts import Attempt, Receipt, ReceiptStore, estimated_costs, new_request_id
+from economizer.gateway.relay import Usage
+from economizer.router.decide import decide
+from economizer.router.policies import POLICIES
+from economizer.router.types import Terms, VariantState
+from economizer.variants.estimate import UNKNOWN, Costs
+from economizer.variants.types import Variant
+from examples import IDLE, chat, state, variant
+
+FULL = variant("full", usd_per_hour=3600.0)
+INT8 = variant("int8", quality=0.9, usd_per_hour=1800.0)
+USAGE = Usage(prompt_tokens=128, output_tokens=9)
+
+
+def receipt(
+    receipt_id: str = "ecr-1",
+    *,
+    caller: str = "ann",
+    served: Variant | None = INT8,
+    terms: Terms | None = None,
+    fleet: tuple[VariantState, ...] | None = None,
+) -> Receipt:
+    terms = terms or Terms()
+    fleet = fleet or (state(FULL, IDLE), state(INT8, IDLE))
+    return Receipt(
+        id=receipt_id,
+        caller=caller,
+        created_s=1700000000.75,
+        endpoint="chat",
+        model="m",
+        stream=False,
+        terms=terms,
+        decision=decide(chat(), terms, fleet, POLICIES["cheap"]),
+        variant=served,
+        full=FULL,
+    )
+
+
+def settled() -> Receipt:
+    made = receipt()
+    made.settle(USAGE)
+    return made
+
+
+def test_the_short_receipt_says_what_it_took_and_what_the_full_variant_would_have() -> None:
+    assert settled().short() == {
+        "request_id": "ecr-1",
+        "variant": "int8",
+        "method": "estimate",
+        "energy_j": 25.0,
+        "cost_usd": 0.125,
+        "carbon_g": None,
+        "full": {"variant": "full", "energy_j": 25.0, "cost_usd": 0.25, "carbon_g": None},
+    }
+
+
+def test_the_short_receipt_says_what_was_missed() -> None:
+    made = receipt(terms=Terms(cost_usd_max=0.1, on_unmet="degrade"))
+    assert made.short()["missed"] == ["its cost is 0.125 USD, over the 0.1 USD asked"]
+    assert "missed" not in receipt().short()
+
+
+def test_a_batch_shares_the_engines_time() -> None:
+    made = receipt()
+    made.batch = 4.0  # beyond the card's largest batch the rate stays
+    made.settle(USAGE)
+    assert made.costs == Costs(energy_j=25.0, cost_usd=0.125, carbon_g=None)
+
+
+def test_cached_prompt_tokens_are_not_paid_for() -> None:
+    cached = Usage(prompt_tokens=128, output_tokens=9, cached_tokens=64)
+    assert estimated_costs(FULL, cached, 1.0) == Costs(energy_j=18.75, cost_usd=0.1875, carbon_g=None)
+
+
+def test_an_engine_that_says_it_found_more_in_its_cache_than_was_asked_earns_the_caller_nothing() -> None:
+    cached = Usage(prompt_tokens=128, output_tokens=1, cached_tokens=1000)
+    assert estimated_costs(FULL, cached, 1.0) == Costs(energy_j=0.0, cost_usd=0.0, carbon_g=None)
+
+
+def test_what_a_request_cost_that_no_variant_served_is_unknown() -> None:
+    made = receipt(served=None)
+    made.settle(USAGE)
+    assert (made.usage, made.costs, made.full_costs) == (USAGE, None, None)
+    assert made.short()["energy_j"] is None
+
+
+def test_a_variant_without_cards_costs_something_unknown() -> None:
+    made = receipt(served=variant("int8", speed=None))
+    made.settle(USAGE)
+    assert made.costs == UNKNOWN
+
+
+def test_headers_name_the_variant_at_once_and_the_costs_when_they_are_known() -> None:
+    head = [(b"x-economizer-variant", b"int8"), (b"x-economizer-request-id", b"ecr-1")]
+    assert receipt().headers() == head
+    assert settled().headers() == [*head, (b"x-energy-joules", b"25"), (b"x-cost-usd", b"0.125")]
+    assert receipt(served=None).headers()[0] == (b"x-economizer-variant", b"")
+
+
+def test_a_status_that_the_caller_has_seen_stays() -> None:
+    made = receipt()
+    assert (made.outcome, made.status, made.error) == ("failed", None, None)
+    made.ended("refused", status=422, error="terms_unmet")
+    made.ended("failed", status=None, error="engine_failed")
+    assert (made.outcome, made.status, made.error) == ("failed", 422, "engine_failed")
+
+
+def test_the_log_line_has_no_prompt_no_answer_and_no_key() -> None:
+    made = settled()
+    made.ended("ok", status=200)
+    made.replica, made.ttft_s, made.e2e_s = "r1", 0.12345678, 0.5
+    made.attempts.append(Attempt(variant="int8", replica="r1"))
+    assert json.loads(made.log_line()) == {
+        "event": "request",
+        "request_id": "ecr-1",
+        "endpoint": "chat",
+        "model": "m",
+        "variant": "int8",
+        "replica": "r1",
+        "outcome": "ok",
+        "status": 200,
+        "error": None,
+        "attempts": 1,
+        "ttft_s": 0.123457,
+        "e2e_s": 0.5,
+        "prompt_tokens": 128,
+        "output_tokens": 9,
+        "energy_j": 25.0,
+        "cost_usd": 0.125,
+    }
+    assert "\n" not in made.log_line()
+
+
+def test_the_long_receipt_explains_the_choice() -> None:
+    made = settled()
+    made.ended("ok", status=200)
+    made.replica, made.ttft_s, made.e2e_s, made.tpot_s = "r1", 0.25, 0.5, 0.03125
+    made.attempts.append(Attempt(variant="int8", replica="r1"))
+    long = made.long()
+    decision = long.pop("decision")
+    assert long == {
+        "id": "ecr-1",
+        "object": "economizer.receipt",
+        "created": 1700000000,
+        "endpoint": "chat",
+        "model": "m",
+        "stream": False,
+        "variant": "m@int8",
+        "replica": "r1",
+        "outcome": "ok",
+        "status": 200,
+        "error": None,
+        "terms": {
+            **dict.fromkeys(("ttft_s_max", "tpot_s_max", "e2e_s_max", "quality_min")),
+            **dict.fromkeys(("cost_usd_max", "energy_j_max", "carbon_g_max", "policy")),
+            "on_unmet": "refuse",
+        },
+        "attempts": [{"variant": "int8", "replica": "r1", "error": None}],
+        "actual": {
+            "ttft_s": 0.25,
+            "tpot_s": 0.03125,
+            "e2e_s": 0.5,
+            "usage": {"prompt_tokens": 128, "output_tokens": 9, "cached_tokens": None, "counted": False},
+            "method": "estimate",
+            "energy_j": 25.0,
+            "cost_usd": 0.125,
+            "carbon_g": None,
+        },
+        "full": {
+            "variant": "m@full",
+            "method": "estimate",
+            "energy_j": 25.0,
+            "cost_usd": 0.25,
+            "carbon_g": None,
+        },
+    }
+    assert (decision["variant"], decision["ranking"]) == ("int8", ("int8", "full"))
+    assert [candidate["score"] for candidate in decision["candidates"]] == [0.5, 1.0]
+
+
+def test_every_long_receipt_is_json_also_where_little_is_known() -> None:
+    def strict(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)  # as HTTP answers are written
+
+    unknown = variant("unknown", quality=None, speed=None, power=None, replicas_min=0)
+    refused = receipt(served=None, terms=Terms(quality_min=1.0), fleet=(state(unknown),))
+    refused.ended("refused", status=422, error="terms_unmet")
+    assert strict(refused.long())
+    assert strict(receipt(served=None, fleet=(state(unknown),)).long())
+    assert strict(settled().long())
+
+
+def test_a_receipt_is_shown_to_its_own_caller_only() -> None:
+    store = ReceiptStore(10)
+    made = receipt(caller="ann")
+    store.keep(made)
+    assert store.get("ecr-1", "ann") is made
+    assert store.get("ecr-1", "bob") is None
+    assert store.get("ecr-2", "ann") is None
+
+
+def test_the_oldest_receipts_are_dropped_beyond_the_limit() -> None:
+    store = ReceiptStore(2)
+    for number in range(3):
+        store.keep(receipt(f"ecr-{number}"))
+    assert [store.get(f"ecr-{number}", "ann") is None for number in range(3)] == [True, False, False]
+
+
+def test_ids_cannot_be_guessed_and_do_not_repeat() -> None:
+    ids = {new_request_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(one.startswith("ecr-") and len(one) == 36 for one in ids)

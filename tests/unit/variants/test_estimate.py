@@ -1,0 +1,87 @@
+from typing import Any
+
+import pytest
+from economizer.variants.estimate import UNKNOWN, Costs, decode_tokens_per_s, engine_seconds, request_costs
+from economizer.variants.types import PowerCard, Price, SpeedCard, Variant
+from examples import POWER, SPEED
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def variant(**cards: Any) -> Variant:
+    return Variant(family="m", name="full", context_tokens_max=4096, concurrency_max=64, hardware="cpu", **cards)
+
+
+CARD = {1: 10.0, 4: 40.0, 16: 80.0}
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate"),
+    [
+        (1, 10.0),
+        (4, 40.0),
+        (2, 20.0),  # linear between 1 and 4
+        (8, 56.5685),  # half way in the logarithm between 4 and 16: 40 x sqrt(2)
+        (16, 80.0),
+        (64, 80.0),  # nothing was measured beyond 16
+        (0.5, 5.0),
+    ],
+)
+def test_a_batchs_rate_is_a_power_law_between_measured_batches(batch: float, rate: float) -> None:
+    assert decode_tokens_per_s(CARD, batch) == pytest.approx(rate)
+
+
+cards = st.dictionaries(st.integers(1, 512), st.floats(0.1, 1e5), min_size=1, max_size=6)
+
+
+@given(cards, st.floats(0.01, 1000))
+def test_a_rate_is_between_those_of_the_batches_around_it(card: dict[int, float], batch: float) -> None:
+    around = [
+        max((size for size in card if size <= batch), default=min(card)),
+        min((size for size in card if size >= batch), default=max(card)),
+    ]
+    rates = sorted(card[size] for size in around)
+    low = rates[0] if batch >= min(card) else 0.0
+    assert low * (1 - 1e-9) <= decode_tokens_per_s(card, batch) <= rates[1] * (1 + 1e-9)
+
+
+def test_the_first_token_comes_out_of_the_prefill() -> None:
+    assert engine_seconds(SPEED, prompt_tokens=128, output_tokens=1, batch=1) == 0.125
+    assert engine_seconds(SPEED, prompt_tokens=128, output_tokens=9, batch=1) == 0.25
+    assert engine_seconds(SPEED, prompt_tokens=128, output_tokens=0, batch=1) == 0.125
+    assert engine_seconds(SPEED, prompt_tokens=0, output_tokens=0, batch=1) == 0.0
+
+
+def test_in_a_batch_a_request_takes_its_share_of_the_decode_steps() -> None:
+    speed = SpeedCard(prefill_tokens_per_s=1024.0, decode_tokens_per_s={1: 64.0, 4: 256.0}, source="made up")
+    assert engine_seconds(speed, prompt_tokens=128, output_tokens=9, batch=4) == 0.125 + 8 / 256
+    assert engine_seconds(speed, prompt_tokens=128, output_tokens=9, batch=0.2) == 0.25  # never less than itself
+
+
+def test_costs_are_power_and_price_times_the_engines_seconds() -> None:
+    price = Price(usd_per_hour=3600.0, carbon_g_per_kwh=3.6e6, pue=2.0, source="made up")
+    found = request_costs(variant(speed=SPEED, power=POWER, price=price), prompt_tokens=128, output_tokens=9)
+    assert (found.energy_j, found.cost_usd, found.carbon_g) == (25.0, 0.25, 50.0)
+
+
+def test_what_is_not_known_of_a_variant_is_not_zero() -> None:
+    free = Price(usd_per_hour=0.0, source="made up")
+    of = {"prompt_tokens": 128, "output_tokens": 9}
+    assert request_costs(variant(power=POWER, price=free), **of) == UNKNOWN
+    assert request_costs(variant(speed=SPEED, price=free), **of) == Costs(energy_j=None, cost_usd=0.0, carbon_g=None)
+    assert request_costs(variant(speed=SPEED, power=POWER), **of) == Costs(energy_j=25.0, cost_usd=None, carbon_g=None)
+    assert request_costs(variant(speed=SPEED, power=POWER, price=free), **of).carbon_g is None
+
+
+@given(st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(1, 512))
+def test_more_tokens_never_cost_less(prompt: float, more: float, output: float, longer: float, batch: float) -> None:
+    speed = SpeedCard(prefill_tokens_per_s=1000.0, decode_tokens_per_s=CARD, source="made up")
+    one = variant(
+        speed=speed,
+        power=PowerCard(active_w=9.0, source="made up"),
+        price=Price(usd_per_hour=2.0, carbon_g_per_kwh=400.0, source="made up"),
+    )
+    less = request_costs(one, prompt_tokens=prompt, output_tokens=output, batch=batch)
+    dearer = request_costs(one, prompt_tokens=prompt + more, output_tokens=output + longer, batch=batch)
+    for name in ("energy_j", "cost_usd", "carbon_g"):
+        assert 0 <= getattr(less, name) <= getattr(dearer, name)
