@@ -18,6 +18,21 @@ def _card(overhead_s: float, tokens_per_s: float) -> dict[str, Any]:
     }
 
 
+def _sleepy() -> dict[str, Any]:
+    return {
+        "full": "asleep",
+        "policy": "cheap",
+        "variants": {
+            "asleep": variant(
+                replicas={"min": 0, "max": 1},
+                scaling={"up_s": 0, "down_s": 2, "to_zero_s": 2},
+                speed=_card(0.02, 200),
+            ),
+            "awake": variant(hardware="gpu", speed=_card(0.02, 200)),
+        },
+    }
+
+
 def _families() -> dict[str, Any]:
     """Each family is for one kind of question, so that tests do not disturb each other."""
     return {
@@ -61,19 +76,9 @@ def _families() -> dict[str, Any]:
             "full": "one",
             "variants": {"one": variant(concurrency_max=1, engine={"restart_backoff_s": 3})},
         },
-        # One variant that sleeps, beside one that does not.
-        "lazy": {
-            "full": "asleep",
-            "policy": "cheap",
-            "variants": {
-                "asleep": variant(
-                    replicas={"min": 0, "max": 1},
-                    scaling={"up_s": 0, "down_s": 2, "to_zero_s": 2},
-                    speed=_card(0.02, 200),
-                ),
-                "awake": variant(hardware="gpu", speed=_card(0.02, 200)),
-            },
-        },
+        # One variant that sleeps, beside one that does not; twice, since a wish to wake it lasts a while.
+        "lazy": _sleepy(),
+        "drowsy": _sleepy(),
         # One to three replicas, by load.
         "elastic": {
             "full": "one",

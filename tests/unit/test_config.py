@@ -394,6 +394,7 @@ def test_paths_of_an_engine_that_begin_with_a_dot_are_below_the_checkout() -> No
         python="/base/bin/python",
         command=("/base/server", "--x=./y", "word"),
     )
+    assert located(EngineSpec(model=".hidden"), Path("/base")).model == ".hidden"
     assert located(EngineSpec(model="org/model", python="python3"), Path("/base")).model == "org/model"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import ray
@@ -65,4 +66,6 @@ def log_with_serve() -> None:
     ours = logging.getLogger("economizer")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    ours.handlers = list(logging.getLogger("ray.serve").handlers)
+    # Serve holds back a thousand lines before it writes them: a quiet gateway would seem to log nothing for hours.
+    handlers = logging.getLogger("ray.serve").handlers
+    ours.handlers = [h.target or h if isinstance(h, MemoryHandler) else h for h in handlers]

@@ -44,11 +44,11 @@ async def test_terms_too_tight_for_a_start_are_refused_and_the_variant_is_woken_
 
 
 async def test_an_awake_variant_answers_while_a_better_one_is_woken(caller: Caller, fleet: Fleet) -> None:
-    await asleep(fleet)
-    first = await caller.chat("lazy")
+    assert fleet.engines("drowsy@asleep") == []
+    first = await caller.chat("drowsy")
     assert (first.status, first.variant) == (200, "awake")
     deadline_s = time.monotonic() + PATIENCE_S
-    while (reply := await caller.chat("lazy", headers={"x-slo-ttft-ms": "1000"})).variant != "asleep":
+    while (reply := await caller.chat("drowsy", headers={"x-slo-ttft-ms": "1000"})).variant != "asleep":
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.5)
     assert reply.status == 200

@@ -79,8 +79,14 @@ def pairs(text: str) -> list[tuple[str, Any]]:
     return found
 
 
-@settings(max_examples=250)
+def plain(*keys: str) -> list[tuple[str, str, str, str, str, str]]:
+    return [("", f'"{key}"', "", "", "1", "") for key in keys]
+
+
+@settings(max_examples=200)
 @given(members)
+@example(plain("n", "economizer", "economizer"))
+@example(plain("economizer", "n", "economizer", "model", "economizer"))
 def test_parsed_the_engines_body_is_the_callers_with_model_replaced_and_economizer_gone(
     parts: Sequence[tuple[str, ...]],
 ) -> None:

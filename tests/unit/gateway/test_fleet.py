@@ -254,6 +254,15 @@ def test_how_many_characters_a_token_has_is_learnt_by_family() -> None:
     assert of.prompt_tokens("b", 400) == 101
 
 
+def test_a_prompt_of_no_usual_text_teaches_little() -> None:
+    of = fleet()
+    for _ in range(500):
+        of.learn("a", "ann", 1, Usage(prompt_tokens=1000, output_tokens=5))  # an image
+        of.learn("b", "ann", 10_000, Usage(prompt_tokens=1, output_tokens=5))
+    assert of.prompt_tokens("a", 400) == pytest.approx(801, abs=1)
+    assert of.prompt_tokens("b", 400) == pytest.approx(26, abs=1)
+
+
 def test_nothing_is_learnt_of_a_prompt_from_usage_that_was_counted_here() -> None:
     of = fleet()
     for _ in range(50):

@@ -150,6 +150,18 @@ def test_the_prediction_is_that_of_the_least_loaded_ready_replica() -> None:
     assert found.room == 0.25
 
 
+def test_of_two_replicas_with_the_same_load_the_prediction_is_that_of_the_first_by_name() -> None:
+    of = state(
+        variant(),
+        ReplicaState(id="r2"),
+        ReplicaState(id="r1", queued_tokens=1024),
+        latency=LatencyModel(SPEED, 4),
+    )
+    found = predict(chat(), of)
+    assert found.ttft_s is not None
+    assert found.ttft_s.p50 == 1.125
+
+
 def test_cached_prompt_tokens_cost_nothing() -> None:
     assert predict(chat(), state(variant(), IDLE, cached_share=0.5)).costs.cost_usd == 0.0625 + 0.125
 
@@ -183,6 +195,11 @@ def test_among_those_that_miss_as_many_terms_degrade_serves_the_nearest() -> Non
     decision = decide(chat(), Terms(cost_usd_max=0.1, on_unmet="degrade"), [full(), int8()], CHEAP)
     assert decision.variant == "int8"
     assert [refusal.term for refusal in decision.missed] == ["cost_usd_max"]
+
+
+def test_among_the_nearest_degrade_serves_the_first_by_name() -> None:
+    fleet = [state(variant(name), IDLE) for name in ("b", "a")]
+    assert decide(chat(), Terms(cost_usd_max=0.1, on_unmet="degrade"), fleet, CHEAP).ranking == ("a", "b")
 
 
 def test_degrade_changes_nothing_where_the_terms_are_met() -> None:
@@ -405,3 +422,14 @@ def test_tightening_a_ceiling_never_accepts_a_variant_that_was_refused(
     after = decide(profile, tighter, fleet, policy).candidates
     for was, now in zip(before, after, strict=True):
         assert {refusal.term for refusal in was.refusals} <= {refusal.term for refusal in now.refusals}
+
+
+@pytest.mark.xfail(strict=True, reason="a refused variant is the measure of the others' scores no longer, so they turn")
+def test_raising_the_floor_never_lowers_the_quality_chosen_where_several_scorers_are_weighed() -> None:
+    def of(name: str, quality: float, usd_per_hour: float, ttft_s: float, tpot_s: float) -> VariantState:
+        latency = Steady(ttft=Quantiles(p50=ttft_s, p95=1.0), tpot=Quantiles(p50=tpot_s, p95=1.0))
+        return state(variant(name, quality=quality, usd_per_hour=usd_per_hour), IDLE, latency=latency)
+
+    fleet = [of("a", 0.9, 720.0, 0.5, 0.02), of("b", 0.8, 720.0, 0.2, 0.05), of("c", 0.7, 1800.0, 0.2, 0.02)]
+    chosen = [decide(chat(), Terms(quality_min=floor), fleet, POLICIES["balanced"]).variant for floor in (None, 0.75)]
+    assert chosen == ["a", "a"]

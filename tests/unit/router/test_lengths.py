@@ -55,6 +55,15 @@ def test_the_caller_seen_longest_ago_is_forgotten_first() -> None:
     assert lengths.predict("c9998", "m", None) == pytest.approx(100.0)
 
 
+def test_a_caller_who_comes_again_is_not_forgotten() -> None:
+    lengths = after(*[7] * 5)
+    for number in range(9_999):
+        lengths.observe(f"c{number}", "m", 100)
+    lengths.observe("ann", "m", 7)
+    lengths.observe("bob", "m", 100)  # the 10,001st
+    assert lengths.predict("ann", "m", None) == pytest.approx(7.0)
+
+
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=40))
 def test_an_expectation_is_within_what_was_seen(tokens: list[int]) -> None:
     assert min(tokens) - 1e-6 <= after(*tokens).predict("ann", "m", None) <= max(tokens) + 1e-6
