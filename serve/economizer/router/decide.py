@@ -42,21 +42,23 @@ def decide(profile: RequestProfile, terms: Terms, fleet: Sequence[VariantState],
     """
     predictions = [predict(profile, state) for state in fleet]
     refused = [_refusals(profile, terms, state, found) for state, found in zip(fleet, predictions, strict=True)]
-    passed = [index for index, refusals in enumerate(refused) if not refusals]
-    score_of = dict(zip(passed, scores([predictions[index] for index in passed], policy.weights), strict=True))
+    # Scored among all that are able to serve, so that what the caller asks for does not move the yardstick.
+    able = [index for index, refusals in enumerate(refused) if _able(refusals)]
+    score_of = dict(zip(able, scores([predictions[index] for index in able], policy.weights), strict=True))
     candidates = tuple(
         [
             Candidate(
                 variant=state.variant.name,
                 prediction=predictions[index],
-                score=score_of.get(index),
+                score=None if refused[index] else score_of[index],
                 refusals=refused[index],
             )
             for index, state in enumerate(fleet)
         ]
     )
     ranked = sorted(
-        [candidates[index] for index in passed], key=lambda c: (c.prediction.asleep, -(c.score or 0.0), c.variant)
+        [candidate for candidate in candidates if not candidate.refusals],
+        key=lambda c: (c.prediction.asleep, -(c.score or 0.0), c.variant),
     )
     missed: tuple[Refusal, ...] = ()
     if not ranked and terms.on_unmet == "degrade":
@@ -103,6 +105,7 @@ def predict(profile: RequestProfile, state: VariantState) -> Prediction:
             variant, prompt_tokens=profile.prompt_tokens * (1.0 - state.cached_share), output_tokens=tokens, batch=batch
         ),
         quality=variant.quality.promised if variant.quality is not None else None,
+        load=replica.load,
         room=1.0 - replica.running / variant.concurrency_max if replica.ready else 0.0,
         asleep=not replica.ready,
         wake_s=wake_s,
@@ -124,9 +127,13 @@ def _refusals(profile: RequestProfile, terms: Terms, state: VariantState, found:
     return tuple([refusal for one in filters if (refusal := one(profile, terms, state, found)) is not None])
 
 
+def _able(refusals: Sequence[Refusal]) -> bool:
+    return not refusals or all(refusal.term in TERM_NAMES for refusal in refusals)
+
+
 def _nearest(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that are able to serve, the one that misses the fewest terms by the least first."""
-    able = [c for c in candidates if all(refusal.term in TERM_NAMES for refusal in c.refusals)]
+    able = [candidate for candidate in candidates if _able(candidate.refusals)]
     return sorted(able, key=lambda c: (c.prediction.asleep, len(c.refusals), sum(map(_excess, c.refusals)), c.variant))
 
 

@@ -53,20 +53,18 @@ def context(profile: RequestProfile, terms: Terms, state: VariantState, found: P
 
 def health(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:
     """No replica is ready, and none is started on demand."""
-    if state.variant.replicas_min == 0 or any(replica.ready for replica in state.replicas):
+    if not found.asleep or state.variant.replicas_min == 0:
         return None
     return Refusal(term="health", limit=None, offered=None, reason="no replica of it is ready")
 
 
 def capacity(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:
     """Every ready replica has its batch full and as many requests waiting as it may have."""
-    ready = [replica for replica in state.replicas if replica.ready]
-    most = state.variant.concurrency_max + state.queue_max
-    if not ready or min([replica.load for replica in ready]) < most:
+    waiting = found.load - state.variant.concurrency_max
+    if found.asleep or waiting < state.queue_max:
         return None
-    waiting = [replica.waiting for replica in ready]
-    reason = f"{min(waiting)} requests wait at its least busy replica, and {state.queue_max} may"
-    return Refusal(term="capacity", limit=float(state.queue_max), offered=float(min(waiting)), reason=reason)
+    reason = f"{waiting} requests wait at its least busy replica, and {state.queue_max} may"
+    return Refusal(term="capacity", limit=float(state.queue_max), offered=float(waiting), reason=reason)
 
 
 def quality(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:

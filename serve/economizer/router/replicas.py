@@ -9,6 +9,7 @@ from zlib import crc32
 from economizer.router.types import LatencyPredictor, ReplicaState, RequestProfile
 
 _BLOCK_CHARS = 256
+_BLOCK_TOKENS = 64.0  # about, of a prompt that goes on behind its hashed blocks
 _BLOCKS_MAX = 64
 _PREFIXES_MAX = 16_384
 _SESSIONS_MAX = 16_384
@@ -63,8 +64,9 @@ class AffinityIndex:
             if holder is None:
                 break
             found[holder] = blocks
-        whole = max(1, len(profile.prefix_hashes))
-        return {replica: profile.prompt_tokens * blocks / whole for replica, blocks in found.items()}
+        hashed = len(profile.prefix_hashes)
+        of_block = profile.prompt_tokens / hashed if 0 < hashed < _BLOCKS_MAX else _BLOCK_TOKENS
+        return {replica: blocks * of_block for replica, blocks in found.items()}
 
 
 def rank_replicas(

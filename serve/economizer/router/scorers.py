@@ -1,6 +1,6 @@
 """How good is a variant for a request? Each scorer answers in [0, 1]; the unknown scores 0.
 
-Costs and times are scored by their ratio to the best among the variants that meet the terms, so that a difference of
+Costs and times are scored by their ratio to the best among the variants that are able to serve, so that a difference of
 one percent stays one percent also when only two variants are left (min-max scaling would make it everything).
 """
 

@@ -125,7 +125,7 @@ class Prediction:
 
     ``asleep`` says that no replica is ready and one would have to be started, which takes ``wake_s``, already inside
     ``ttft_s``.
-    ``room`` is the free share of the best replica's batch.
+    ``load`` is what the least loaded replica holds already, ``room`` the free share of its batch.
     """
 
     ttft_s: Quantiles | None
@@ -134,6 +134,7 @@ class Prediction:
     output_tokens: float
     costs: Costs
     quality: float | None
+    load: int = 0
     room: float = 0.0
     asleep: bool = False
     wake_s: float | None = None
