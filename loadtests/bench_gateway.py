@@ -139,7 +139,8 @@ def _client(load: Load) -> Outcome:
 
 def run(rounds: int, requests: int, share: float) -> dict[str, object]:
     """Measure, print the tables, and return what the last line says."""
-    print(f"machine: {processes.machine()}")
+    machine = processes.machine()
+    print(f"machine: {machine}")
     sizes = {size: decide_cost.decide_us(*size) for size in decide_cost.SIZES}
     with tempfile.TemporaryDirectory(prefix="eco-bench-") as folder, stand.running(Path(folder)) as on:
         bench = Bench(on, idle_s=12.0 * share)
@@ -154,7 +155,7 @@ def run(rounds: int, requests: int, share: float) -> dict[str, object]:
             _say(f"round {number + 1} of {rounds}")
             measured.append(list(bench.round(number, share)))
         idle = {target.name: bench.idle.get(target.ingress or "", 0.0) for target in (on.ours, on.bare)}
-    return report.write(measured, idle=idle, curve=curve, decide_us=sizes)
+    return {"machine": machine, **report.write(measured, idle=idle, curve=curve, decide_us=sizes)}
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ import decide_cost
 _REQUEST_RATIO_MAX = 1.3
 _CHUNK_RATIO_MAX = 1.2
 _DECIDE_US_MAX = 200.0
-_STORES_FULL = 20_000  # requests of as many users and sessions: by then every bounded store of the gateway is full
+_STORES_FULL = 20_000  # requests, each of another user and session, after which all bounded stores are full
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,14 +142,15 @@ def _write_decide(decide_us: Mapping[tuple[int, int], float]) -> dict[str, objec
 
 
 def _write_curve(curve: Sequence[tuple[int, float]]) -> dict[str, object]:
-    full = next((rss_mb for requests, rss_mb in curve if requests >= _STORES_FULL), curve[0][1])
-    growth_mb = curve[-1][1] - full
-    print(
-        f"memory of the ingress replica: {growth_mb:+.1f} MB from {_STORES_FULL} requests on, when its bounded stores "
-        f"are full, to {curve[-1][0]}"
-    )
-    print("  " + "  ".join(f"{requests // 1000}k: {rss_mb:.0f}" for requests, rss_mb in curve) + " MB")
-    return {"rss_growth_mb": round(growth_mb, 1), "rss_mb": [[requests, round(mb, 1)] for requests, mb in curve]}
+    """``curve``: requests sent so far, and what the ingress replica then held in MB."""
+    full, full_mb = next((point for point in curve if point[0] >= _STORES_FULL), curve[0])
+    last, last_mb = curve[-1]
+    print(f"memory of the ingress replica: {last_mb - full_mb:+.1f} MB from request {full} to request {last}")
+    print("  " + "  ".join(f"{requests}: {rss_mb:.0f}" for requests, rss_mb in curve))
+    return {
+        "rss_growth_mb": round(last_mb - full_mb, 1),
+        "rss_mb": [[requests, round(rss_mb, 1)] for requests, rss_mb in curve],
+    }
 
 
 def _write_table(rounds: Rounds, idle: Mapping[str, float]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from economizer.autoscaling.planner import GATEWAY
 from economizer.engine.types import EngineSpec
 from economizer.errors import ConfigurationError, Mistake
 from economizer.router.policies import POLICIES, Policy
@@ -25,6 +26,7 @@ from economizer.variants.types import Family, PowerCard, Price, QualityCard, Spe
 
 IMPORT_PATH = "economizer.gateway.deployment:build"
 AUTOSCALING_POLICY = "economizer.autoscaling.policy_ray:scale"
+_ENGINE_KEYS = frozenset({"engine", "ray", "replicas", "scaling"})  # of a variant: its deployment is made of them
 _FORBID = {"extra": "forbid"}
 
 
@@ -288,7 +290,7 @@ def load(path: Path) -> ServeFile:
     for index, application in enumerate(applications if isinstance(applications, list) else []):
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
             where = f"applications[{index}]"
-            configuration = parse(application.get("args"), source=str(path), prefix=f"{where}.args")
+            configuration = _parse_with_user_config(application, str(path), where)
             if mistakes := tuple(_serve_mistakes(content, application, where, configuration)):
                 raise ConfigurationError(str(path), mistakes)
             http = content.get("http_options") or {}
@@ -300,6 +302,56 @@ def load(path: Path) -> ServeFile:
             )
     rule = f"must hold an application whose import_path is {IMPORT_PATH}"
     raise ConfigurationError(str(path), (_mistake("applications", applications, rule),))
+
+
+def _parse_with_user_config(application: dict[str, Any], source: str, where: str) -> Configuration:
+    """The configuration in ``args``, and, where the gateway has a ``user_config``, what comes of it."""
+    args = application.get("args")
+    configuration = parse(args, source=source, prefix=f"{where}.args")
+    deployments = application.get("deployments")
+    for index, deployment in enumerate(deployments if isinstance(deployments, list) else []):
+        if isinstance(deployment, dict) and deployment.get("name") == GATEWAY and deployment.get("user_config"):
+            prefix = f"{where}.deployments[{index}].user_config"
+            configuration = parse_changed(args, deployment["user_config"], source=source, prefix=prefix)
+    return configuration
+
+
+def parse_changed(
+    args: Any, user_config: Any, *, source: str = "user_config", prefix: str = "user_config"
+) -> Configuration:
+    """``args`` with ``user_config`` laid over it: what the router is to believe from now on, engines left alone.
+
+    ``user_config`` has the form of ``args``, less what takes a new engine or gateway. Raises ConfigurationError.
+    """
+    mistakes = tuple(_user_config_mistakes(args, user_config, prefix))
+    if mistakes:
+        raise ConfigurationError(source, mistakes)
+    return parse(_laid_over(args, user_config), source=source, prefix=prefix)
+
+
+def _user_config_mistakes(args: Any, user_config: Any, prefix: str) -> Iterator[Mistake]:
+    if not isinstance(user_config, dict):
+        yield _mistake(prefix, user_config, "must be a mapping")
+        return
+    if GATEWAY in user_config:
+        yield _mistake(_join(prefix, (GATEWAY,)), user_config[GATEWAY], "belongs in args: it takes a new gateway")
+    families = user_config.get("families")
+    for family_name, family in (families if isinstance(families, dict) else {}).items():
+        variants = family.get("variants") if isinstance(family, dict) else None
+        known = args["families"].get(family_name, {}).get("variants", {})
+        for name, variant in (variants if isinstance(variants, dict) else {}).items():
+            at = ("families", str(family_name), "variants", str(name))
+            if name not in known:
+                yield _mistake(_join(prefix, at), name, "must be in args too: a new variant takes an engine")
+            for key in _ENGINE_KEYS & set(variant if isinstance(variant, dict) else ()):
+                yield _mistake(_join(prefix, (*at, key)), variant[key], "belongs in args: it takes a new engine")
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Mappings are joined key by key; anything else is replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
+    return above
 
 
 def _serve_mistakes(

@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import yaml
-from economizer.config import AUTOSCALING_POLICY, IMPORT_PATH, ServeFile, home, load, located, parse, read_yaml
+from economizer.config import (
+    AUTOSCALING_POLICY,
+    IMPORT_PATH,
+    ServeFile,
+    home,
+    load,
+    located,
+    parse,
+    parse_changed,
+    read_yaml,
+)
 from economizer.engine.types import EngineSpec
 from economizer.errors import ConfigurationError
 from economizer.router.policies import POLICIES, Policy
@@ -481,3 +491,48 @@ def test_any_text_is_yaml_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     else:
         return
     assert len(named) == 1
+
+
+def test_a_user_config_is_laid_over_the_args() -> None:
+    price = {"usd_per_hour": 9.0, "source": "a dear day"}
+    quality = {"score": 0.5, "source": "measured again"}
+    changes = {"prices": {"cpu": price}, "families": {"m": {"variants": {"full": {"quality": quality}}}}}
+    expected = changed(changed(whole(), ("prices", "cpu"), price), ("families", "m", "variants", "full", "quality"), {})
+    expected["families"]["m"]["variants"]["full"]["quality"] = {**quality, "low": 0.9}
+    with pytest.raises(ConfigurationError) as refused:
+        parse_changed(whole(), changes)  # the old interval stays, and is now above the score
+    assert "low" in str(refused.value)
+    quality["low"] = 0.4
+    expected["families"]["m"]["variants"]["full"]["quality"] = quality
+    assert parse_changed(whole(), changes) == parse(expected)
+
+
+@pytest.mark.parametrize(
+    ("user_config", "mistake"),
+    [
+        ([], "user_config: []: must be a mapping"),
+        (
+            {"gateway": {"queue_max": 1}},
+            "user_config.gateway: {'queue_max': 1}: belongs in args: it takes a new gateway",
+        ),
+        (
+            {"families": {"m": {"variants": {"int8": {}}}}},
+            "user_config.families.m.variants.int8: 'int8': must be in args too: a new variant takes an engine",
+        ),
+        (
+            {"families": {"m": {"variants": {"full": {"replicas": {"max": 9}}}}}},
+            "user_config.families.m.variants.full.replicas: {'max': 9}: belongs in args: it takes a new engine",
+        ),
+    ],
+)
+def test_a_user_config_cannot_change_what_takes_a_new_process(user_config: Any, mistake: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_changed(whole(), user_config)
+    assert [str(found) for found in refused.value.mistakes] == [mistake]
+
+
+def test_a_file_is_read_with_its_gateways_user_config(write: Write) -> None:
+    content = serve_file(whole())
+    prices = {"cpu": {"usd_per_hour": 9.0, "source": "a dear day"}}
+    content["applications"][0]["deployments"] = [{"name": "gateway", "user_config": {"prices": prices}}]
+    assert load(write(yaml.safe_dump(content))).configuration.prices["cpu"].usd_per_hour == 9.0

@@ -7,6 +7,8 @@ from math import ceil
 
 from economizer.variants.types import require
 
+GATEWAY = "gateway"  # the deployment that is no variant
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantLoad:

@@ -12,9 +12,8 @@ from typing import Any
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingContext
 
-from economizer.autoscaling.planner import Snapshot, VariantLoad, plan
+from economizer.autoscaling.planner import GATEWAY, Snapshot, VariantLoad, plan
 
-GATEWAY = "gateway"
 DEMAND = "demand:"  # prefix of the gateway's autoscaling stats: demand:<variant id> -> requests
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,9 +15,11 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from economizer.autoscaling.policy_ray import DEMAND, GATEWAY
-from economizer.config import Configuration, VariantConfig, home, located, parse
+from economizer.autoscaling.planner import GATEWAY
+from economizer.autoscaling.policy_ray import DEMAND
+from economizer.config import Configuration, VariantConfig, home, located, parse, parse_changed
 from economizer.engine.replica_ray import EngineReplica, log_with_serve
+from economizer.errors import ConfigurationError
 from economizer.gateway.app import App
 from economizer.gateway.replicas_ray import ServeReplicas, VariantRequestRouter
 from economizer.gateway.state import Gateway
@@ -26,6 +29,8 @@ _FULL_SHARE = 0.8  # of a replica's batch, from which on another replica is wort
 _METRICS_S = 1.0
 _INGRESS_DRAIN_S = 30.0  # so long Serve keeps an ingress replica open to proxies that have not heard of its end
 _FLEET_KNOWN_S = 5.0
+
+logger = logging.getLogger("economizer.gateway")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -96,11 +101,21 @@ class GatewayIngress:
         """Build the gateway over the variants' handles, and begin to watch their replicas."""
         log_with_serve()
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        configuration: Configuration = parse(args)
+        self._args = args
         self._source = ServeReplicas(handles)
-        self._gateway = Gateway.create(configuration, self._source)
+        self._gateway = Gateway.create(parse(args), self._source)
         self._source.start(self._gateway.changed)
         await self._until_the_fleet_is_known()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve calls this when the gateway's ``user_config`` changed: no process is replaced for it.
+
+        What cannot be used is logged and changes nothing, since Serve would end a gateway that raised here.
+        """
+        try:
+            self._gateway.believe(parse_changed(self._args, user_config))
+        except ConfigurationError as error:
+            logger.error("user_config was not taken: %s", error.message)
 
     async def _until_the_fleet_is_known(self) -> None:
         """Serve sends requests here as soon as the constructor returns, and ends the gateway that this one replaces."""

@@ -112,6 +112,13 @@ class VariantRecord:
         self._states: dict[str, ReplicaState] = {}
         self._snapshot: VariantState | None = None
 
+    def believe(self, variant: Variant) -> None:
+        """From now on the variant is known to be so; another speed card is learnt from anew."""
+        if (variant.speed, variant.concurrency_max) != (self.variant.speed, self.variant.concurrency_max):
+            self.latency = LatencyModel(variant.speed, variant.concurrency_max)
+        self.variant = variant
+        self._snapshot = None
+
     def refresh(self, reports: Iterable[ReplicaReport], now_s: float) -> None:
         """Take in the latest reports; replicas no longer reported are forgotten."""
         self._reports = {report.id: report for report in reports}
@@ -277,6 +284,12 @@ class Fleet:
         self._by_id = {record.variant.id: record for record in self.records()}
         self._chars_per_token = dict.fromkeys(self._records, _CHARS_PER_TOKEN)
         self.lengths = OutputLengths()
+
+    def believe(self, catalog: Catalog) -> None:
+        """From now on the same variants are known to be as this catalog says."""
+        for family in catalog.families:
+            for variant in family.variants:
+                self._by_id[variant.id].believe(variant)
 
     def snapshot(self, family: str) -> tuple[VariantState, ...]:
         """The family's variants as they stand now; no I/O."""

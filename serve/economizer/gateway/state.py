@@ -50,6 +50,12 @@ class Gateway:
             receipts=ReceiptStore(settings.receipts_max),
         )
 
+    def believe(self, configuration: Configuration) -> None:
+        """From now on decide by these cards, prices and policies, of the same variants."""
+        self.catalog = configuration.catalog
+        self.policies = configuration.all_policies
+        self.fleet.believe(configuration.catalog)
+
     def changed(self, variant_id: str, reports: list[ReplicaReport]) -> None:
         """Take in what a variant's engines last reported."""
         self.fleet.refresh(variant_id, reports, self.now_s())

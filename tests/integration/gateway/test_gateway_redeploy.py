@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from fleet import Fleet, configuration, variant
 from replies import Caller, Load, soon
 
@@ -69,6 +70,34 @@ async def test_a_changed_file_is_deployed_under_load_without_losing_a_request(mo
     assert refused.status == 422
 
 
+async def test_the_gateways_user_config_changes_what_it_believes_and_replaces_no_process(
+    moving: Fleet, caller: Caller
+) -> None:
+    chosen = await caller.chat("moving")
+    assert chosen.headers["x-economizer-variant"] == "small"
+    before = set(moving.processes())
+    content = yaml.safe_load(moving.file.read_text())
+    believed = {"prices": {"cpu": {"usd_per_hour": 500.0, "carbon_g_per_kwh": 400, "source": "a dear day"}}}
+    content["applications"][0]["deployments"] = [{"name": "gateway", "user_config": believed}]
+    moving.file.write_text(yaml.safe_dump(content))
+    deployed = await asyncio.to_thread(moving.serve, "deploy", str(moving.file))
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+
+    async def dear() -> bool:
+        return (await caller.chat("moving")).headers["x-economizer-variant"] == "full"
+
+    for _ in range(100):
+        if await dear():
+            break
+        await asyncio.sleep(0.2)
+    assert await dear()
+    assert before <= set(moving.processes())
+    receipt = await caller.get(f"/v1/receipts/{chosen.headers['x-economizer-request-id']}")
+    assert receipt.status == 200
+    shown = json.loads(moving.economizer("variants", str(moving.file), "--json").stdout)
+    assert {row["name"]: row["usd_per_hour"] for row in shown} == {"moving@full": 2.0, "moving@small": 500.0}
+
+
 def test_the_command_line_tells_what_runs_and_what_is_configured(moving: Fleet) -> None:
     status = moving.economizer("status", "--url", moving.url, "--json")
     assert status.returncode == 0
@@ -79,7 +108,7 @@ def test_the_command_line_tells_what_runs_and_what_is_configured(moving: Fleet) 
     variants = json.loads(moving.economizer("variants", str(moving.file), "--json").stdout)
     assert [(row["name"], row["full"], row["usd_per_hour"]) for row in variants] == [
         ("moving@full", True, 2.0),
-        ("moving@small", False, 0.1),
+        ("moving@small", False, 500.0),
     ]
     checked = moving.economizer("check-config", str(moving.file))
     assert checked.stdout.strip() == f"{moving.file}: well formed: 1 families, 2 variants"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -306,3 +307,13 @@ def test_what_is_in_flight_here_is_always_counted_and_never_below_zero(steps: li
         assert found.queued_tokens == 10 * len(open_requests)
         assert 0 <= found.running <= 4
         assert found.waiting == 0 or found.running == 4
+
+
+def test_another_price_keeps_what_was_learnt_and_another_speed_card_does_not() -> None:
+    of = record(report("r1"))
+    learnt = of.latency
+    of.believe(variant(concurrency_max=4, usd_per_hour=9.0))
+    assert of.latency is learnt
+    assert of.snapshot().variant == variant(concurrency_max=4, usd_per_hour=9.0)
+    of.believe(variant(concurrency_max=4, speed=replace(SPEED, prefill_tokens_per_s=1.0)))
+    assert of.latency is not learnt
