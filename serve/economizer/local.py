@@ -36,7 +36,7 @@ _DEPLOY_TRIES = 4
 _DEPLOY_PAUSE_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large goes through Ray's object store here
 _RAY_MEMORY_GIB = 1.5
-_INGRESS_PORTS = 50
+_INGRESS_PORTS = 100
 _FOLDER = "/tmp"  # Unix sockets lie below it, whose paths may have 97 characters
 
 
