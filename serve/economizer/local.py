@@ -199,10 +199,13 @@ def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
     token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(token)
+    temporary = folder / "tmp"
+    temporary.mkdir()
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "ECONOMIZER_HOME": str(home()),
+        "TMPDIR": str(temporary),  # engines that are killed leave files behind
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
