@@ -75,12 +75,15 @@ def _end_of_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
+# What may stand behind ``usage`` at the end of an answer for it to be the answer's own: members without nesting.
+_rest_of_answer = re.compile(r'(?:\s*,\s*"\w+"\s*:\s*(?:null|true|false|-?[\d.eE+-]+|"[^"\\]*"))*\s*}\s*\Z').match
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's JSON object: its text, its members, and its values by key (of a key given twice, the last)."""
+    """A request's JSON object: its text, and its values by key (of a key given twice, the last)."""
 
     text: str
-    members: tuple[Member, ...]
     values: dict[str, Any]
 
     @classmethod
@@ -91,7 +94,7 @@ class Body:
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"The body must be UTF-8: byte {error.start} is not.", param="body") from None
         try:
-            members = scan_object(text)
+            values = json.loads(text)
         except json.JSONDecodeError as error:
             place = f"line {error.lineno}, column {error.colno}"
             raise InvalidRequest(f"The body must be JSON: {error.msg} at {place}.", param="body") from None
@@ -100,55 +103,88 @@ class Body:
             raise InvalidRequest(f"The body {rule}.", param="body") from None
         except RecursionError:
             raise InvalidRequest("The body must be JSON nested less deeply.", param="body") from None
-        return cls(text, members, {member.key: member.value for member in members})
+        if not isinstance(values, dict):
+            raise InvalidRequest("The body must be a JSON object.", param="body")
+        return cls(text, values)
 
     def for_engine(self, model: str) -> bytes:
         """The body with ``model`` set and ``economizer`` taken out; every other character as the caller wrote it."""
         text = self.text
+        if "economizer" not in self.values and (place := self._only_model()) is not None:
+            return f"{text[: place[0]]}{json.dumps(model)}{text[place[1] :]}".encode()
+        members = scan_object(text)
         parts: list[str] = []
         kept = 0
-        for index, member in enumerate(self.members):
+        for index, member in enumerate(members):
             if member.key == "model":
                 parts += (text[kept : member.value_start], json.dumps(model))
                 kept = member.end
             elif member.key == "economizer":
-                start, end = self._with_comma(index)
+                start, end = _with_comma(members, index)
                 parts.append(text[kept : max(kept, start)])
                 kept = end
         parts.append(text[kept:])
-        return "".join(parts).encode("utf-8")
+        return "".join(parts).encode()
 
-    def _with_comma(self, index: int) -> tuple[int, int]:
-        """The span to cut so that a member goes together with the one comma that belonged to it."""
-        member = self.members[index]
-        if any(other.key != "economizer" for other in self.members[index + 1 :]):
-            return member.start, self.members[index + 1].start
-        return self.members[index - 1].end if index else member.start, member.end
+    def _only_model(self) -> tuple[int, int] | None:
+        """Where the value of ``model`` stands, if its key stands in the text once and no escape could hide another."""
+        text = self.text
+        at = text.find('"model"')
+        if at < 0 or text.find('"model"', at + 1) >= 0 or "\\u00" in text:
+            return None
+        colon = _end_of_space(text, at + 7)
+        start = _end_of_space(text, colon + 1)
+        value, end = _scan_value(text, start) if text[colon : colon + 1] == ":" else (None, 0)
+        return (start, end) if value == self.values.get("model") else None
+
+
+def _with_comma(members: tuple[Member, ...], index: int) -> tuple[int, int]:
+    """The span to cut so that a member goes together with the one comma that belonged to it."""
+    member = members[index]
+    if any(other.key != "economizer" for other in members[index + 1 :]):
+        return member.start, members[index + 1].start
+    return members[index - 1].end if index else member.start, member.end
 
 
 def add_to_usage(raw: bytes, addition: Callable[[dict[str, Any]], str | None]) -> bytes:
     """An answer, or one event of a streamed answer, with ``economizer`` added at the end of its ``usage`` object.
 
     ``usage`` is looked for at the top and in ``response`` (where the Responses API's events have it). ``addition`` is
-    given the answer's values and says what to add, as JSON, or None. What is not such an answer stays as it is: an
-    addition is never worth breaking an answer for.
+    given the usage and says what to add, as JSON, or None. What is not such an answer stays as it is: an addition is
+    never worth breaking an answer for.
     """
     try:
         text = raw.decode("utf-8")
-        members = scan_object(text)
-        usage = _member(members, "usage")
-        if usage is None and (response := _member(members, "response")) is not None:
-            usage = _member(scan_object(text, response.value_start), "usage")
-    except (ValueError, RecursionError):
+        usage, end = _last_usage(text) or _any_usage(text)
+    except (ValueError, RecursionError, StopIteration):
         return raw
-    if usage is None:
-        return raw
-    added = addition({member.key: member.value for member in members})
+    added = addition(usage) if usage is not None else None
     if added is None:
         return raw
-    at = usage.end - 1
-    comma = "," if usage.value else ""
-    return f'{text[:at]}{comma}"economizer":{added}{text[at:]}'.encode()
+    comma = "," if usage else ""
+    return f'{text[: end - 1]}{comma}"economizer":{added}{text[end - 1 :]}'.encode()
+
+
+def _last_usage(text: str) -> tuple[dict[str, Any], int] | None:
+    """The answer's usage and where it ends, if it stands where engines write it: at the end, with little behind it."""
+    at = text.rfind('"usage"')
+    if at <= 0 or text[at - 1] == "\\":
+        return None
+    colon = _end_of_space(text, at + 7)
+    start = _end_of_space(text, colon + 1)
+    if text[colon : colon + 1] != ":" or text[start : start + 1] != "{":
+        return None
+    usage, end = _scan_value(text, start)
+    return (usage, end) if _rest_of_answer(text, end) else None
+
+
+def _any_usage(text: str) -> tuple[dict[str, Any] | None, int]:
+    """The answer's usage and where it ends, wherever it stands; raises ValueError for what is no JSON object."""
+    members = scan_object(text)
+    usage = _member(members, "usage")
+    if usage is None and (response := _member(members, "response")) is not None:
+        usage = _member(scan_object(text, response.value_start), "usage")
+    return (usage.value, usage.end) if usage is not None else (None, 0)
 
 
 def _member(members: tuple[Member, ...], key: str) -> Member | None:

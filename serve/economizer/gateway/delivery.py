@@ -51,13 +51,13 @@ class Delivery:
         await self._start(answer.status, [*answer.headers, (b"content-length", str(len(body)).encode())])
         await self._send({"type": "http.response.body", "body": body})
 
-    def _settle(self, values: Mapping[str, Any]) -> str | None:
+    def _settle(self, usage: Mapping[str, Any]) -> str | None:
         """Put the answer's usage into the receipt; what to add to it, as JSON."""
-        usage = read_usage(values)
-        if usage is None:
+        read = read_usage(usage)
+        if read is None:
             return None
-        self._receipt.settle(usage)
-        return json.dumps(self._receipt.short(), separators=(",", ":"))
+        self._receipt.settle(read)
+        return self._receipt.short_json()
 
     async def _stream(self, answer: EngineAnswer) -> None:
         meter = StreamMeter(self._settle if self._wire.wants_usage else None)

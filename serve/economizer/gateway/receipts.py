@@ -11,9 +11,10 @@ from typing import Any
 
 from economizer.gateway.relay import Usage
 from economizer.router.types import Decision, Terms
-from economizer.variants.estimate import Costs, request_costs
+from economizer.variants.estimate import UNKNOWN, Costs, request_costs
 from economizer.variants.types import Variant
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 METHOD = "estimate"  # from the variant's cards; measured joules come with the meters
 
 
@@ -100,6 +101,10 @@ class Receipt:
             short["missed"] = [refusal.reason for refusal in self.decision.missed]
         return short
 
+    def short_json(self) -> str:
+        """The same as JSON."""
+        return _to_json(self.short())
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers that every answer has; costs are in them once they are known."""
         name = self.variant.name if self.variant else ""
@@ -117,7 +122,7 @@ class Receipt:
     def log_line(self) -> str:
         """What the log says of it: no prompt, no answer, no key."""
         usage, costs = self.usage, self.costs
-        return json.dumps(
+        return _to_json(
             {
                 "event": "request",
                 "request_id": self.id,
@@ -135,8 +140,7 @@ class Receipt:
                 "output_tokens": usage.output_tokens if usage else None,
                 "energy_j": _rounded(costs.energy_j) if costs else None,
                 "cost_usd": costs.cost_usd if costs else None,
-            },
-            separators=(",", ":"),
+            }
         )
 
     def long(self) -> dict[str, Any]:
@@ -170,7 +174,8 @@ class Receipt:
 
 
 def _costs(costs: Costs | None) -> Mapping[str, float | None]:
-    return asdict(costs) if costs else {"energy_j": None, "cost_usd": None, "carbon_g": None}
+    known = costs or UNKNOWN
+    return {"energy_j": known.energy_j, "cost_usd": known.cost_usd, "carbon_g": known.carbon_g}
 
 
 def _rounded(value: float | None) -> float | None:

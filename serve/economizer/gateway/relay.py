@@ -20,7 +20,7 @@ _NOT_FORWARDED = frozenset(
     | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 _NOT_RETURNED = frozenset(
-    {"connection", "content-length", "date", "keep-alive", "server", "trailer", "transfer-encoding", "upgrade"}
+    {b"connection", b"content-length", b"date", b"keep-alive", b"server", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 
 
@@ -35,13 +35,8 @@ class Usage:
     counted: bool = False
 
 
-def read_usage(answer: Mapping[str, Any]) -> Usage | None:
-    """The usage of an answer or of a stream's event, in either of OpenAI's spellings; None where there is none."""
-    usage = answer.get("usage")
-    if usage is None and isinstance(response := answer.get("response"), dict):
-        usage = response.get("usage")
-    if not isinstance(usage, dict):
-        return None
+def read_usage(usage: Mapping[str, Any]) -> Usage | None:
+    """OpenAI's usage object in either spelling, or None when it is not one."""
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
     if not isinstance(prompt, int) or not isinstance(output, int):
@@ -56,9 +51,8 @@ class EngineAnswer:
 
     def __init__(self, response: aiohttp.ClientResponse, first: bytes, idle_timeout_s: float) -> None:
         self.status = response.status
-        self.headers = [
-            (name.lower(), value) for name, value in response.raw_headers if name.lower().decode() not in _NOT_RETURNED
-        ]
+        headers = [(name.lower(), value) for name, value in response.raw_headers]
+        self.headers = [(name, value) for name, value in headers if name not in _NOT_RETURNED]
         self.is_stream = response.content_type == "text/event-stream"
         self.first = first
         self._response = response
@@ -186,6 +180,7 @@ def forwarded_headers(headers: Mapping[str, str], secret: str) -> dict[str, str]
 
 
 _TAIL_BYTES = 64  # of a stream, kept to see its end however it was cut into chunks
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _RESPONSE_ENDS = re.compile(rb'"type": ?"response\.(?:completed|incomplete|failed)"')
 
 
@@ -201,7 +196,7 @@ class StreamMeter:
 
     Chunks pass as they are. Only where a receipt is wanted (``receipt`` given) are they cut at the ends of events,
     and the one event that carries the final usage gets ``economizer`` added to its usage object: ``receipt`` is given
-    that event, and says what to add.
+    that usage, and says what to add.
     """
 
     def __init__(self, receipt: Callable[[Mapping[str, Any]], str | None] | None) -> None:
@@ -213,16 +208,20 @@ class StreamMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """What to pass on now for a chunk that came."""
-        self.events += chunk.count(b"data:") + (self._tail[-4:] + chunk[:4]).count(b"data:")
+        self.events += chunk.count(b"data:")
+        if not chunk.startswith(b"data:"):
+            self.events += (self._tail[-4:] + chunk[:4]).count(b"data:")
         self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
         if self._receipt is None:
             return chunk
-        chunk = self._held + chunk
-        end = _end_of_events(chunk)
-        whole, self._held = chunk[:end], chunk[end:]
+        whole = chunk
+        if self._held or not chunk.endswith(b"\n\n"):
+            chunk = self._held + chunk
+            end = _end_of_events(chunk)
+            whole, self._held = chunk[:end], chunk[end:]
         if b'"response.' in whole and _RESPONSE_ENDS.search(whole):
             self._response_ended = True
-        return self._with_receipt(whole) if b'usage"' in whole else whole
+        return self._with_receipt(whole, self._receipt) if b'usage"' in whole else whole
 
     def rest(self) -> bytes:
         """What was held back, once the stream has ended."""
@@ -239,20 +238,20 @@ class StreamMeter:
         """The last bytes that came ended an event."""
         return not self._tail or self._tail.endswith((b"\n\n", b"\r\n\r\n"))
 
-    def _with_receipt(self, events: bytes) -> bytes:
+    def _with_receipt(self, events: bytes, receipt: Callable[[Mapping[str, Any]], str | None]) -> bytes:
         lines = events.split(b"\n")
         for index, line in enumerate(lines):
-            if line.startswith(b"data:") and b'usage"' in line:
+            if line.startswith(b"data:") and b'usage"' in line and not _has_choices(line):
                 data = line[5:].strip()
-                added = add_to_usage(data, self._addition)
+                added = add_to_usage(data, receipt)
                 if added is not data:
                     lines[index] = b"data: " + added + line[len(line.rstrip(b"\r")) :]
         return b"\n".join(lines)
 
-    def _addition(self, event: dict[str, Any]) -> str | None:
-        if event.get("choices") or self._receipt is None:
-            return None  # continuous usage: only the last chunk, the one without choices, carries the receipt
-        return self._receipt(event)
+
+def _has_choices(event: bytes) -> bool:
+    """A chunk with choices may have usage so far; only the last chunk, the one without, carries the receipt."""
+    return b'"choices"' in event and not _NO_CHOICES.search(event)
 
 
 def error_event(error: EconomizerError, *, clean: bool) -> bytes:

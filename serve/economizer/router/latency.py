@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, log1p
+from operator import mul
 
 from economizer.router.types import LatencyPrediction, Quantiles, ReplicaState
 from economizer.variants.estimate import decode_tokens_per_s
@@ -85,7 +86,7 @@ class _Correction:
         self.seen = 0
 
     def _mean(self, features: Sequence[float]) -> float:
-        return sum([weight * feature for weight, feature in zip(self._weights, features, strict=True)])
+        return float(sum(map(mul, self._weights, features)))
 
     def quantiles(self, prior_s: float, features: Sequence[float]) -> Quantiles:
         middle = self._mean(features)
@@ -107,8 +108,8 @@ class _Correction:
 
     def _learn(self, features: Sequence[float], residual: float) -> None:
         covariance = self._covariance
-        gain = [sum([row[j] * features[j] for j in range(len(features))]) for row in covariance]
-        scale = _SIGMA_PRIOR**2 + sum([g * f for g, f in zip(gain, features, strict=True)])
+        gain = [sum(map(mul, row, features)) for row in covariance]
+        scale = _SIGMA_PRIOR**2 + sum(map(mul, gain, features))
         self._weights = [w + g * residual / scale for w, g in zip(self._weights, gain, strict=True)]
         for i, row in enumerate(covariance):
             for j in range(len(row)):

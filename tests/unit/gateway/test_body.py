@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from economizer.errors import InvalidRequest
-from economizer.gateway.body import Body, Member, add_to_usage, scan_object
+from economizer.gateway.body import Body, add_to_usage, scan_object
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -126,21 +126,21 @@ def test_members_are_found_with_their_places_in_the_text(parts: Sequence[tuple[s
 def test_of_a_key_given_twice_the_last_value_counts() -> None:
     body = Body.read(b'{"model":"a","model":"b"}')
     assert body.values == {"model": "b"}
-    assert body.members == (Member("model", "a", 1, 9, 12), Member("model", "b", 13, 21, 24))
+    assert body.for_engine("m@v") == b'{"model":"m@v","model":"m@v"}'
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "The body must be a JSON object."),
+        (b"", "The body must be JSON: Expecting value at line 1, column 1."),
         (b"[1]", "The body must be a JSON object."),
         (b"null", "The body must be a JSON object."),
-        (b"{", "The body must be JSON: Expecting a key in double quotes at line 1, column 2."),
-        (b'{"a":1,}', "The body must be JSON: Expecting a key in double quotes at line 1, column 8."),
-        (b'{"a" 1}', "The body must be JSON: Expecting ':' at line 1, column 6."),
-        (b'{"a":}', "The body must be JSON: Expecting a value at line 1, column 6."),
-        (b'{"a":\n 1 2}', "The body must be JSON: Expecting ',' or '}' at line 2, column 4."),
-        (b'{"a":1}x', "The body must be JSON: Extra data after the object at line 1, column 8."),
+        (b"{", "The body must be JSON: Expecting property name enclosed in double quotes at line 1, column 2."),
+        (b'{"a":1,}', "The body must be JSON: Expecting property name enclosed in double quotes at line 1, column 8."),
+        (b'{"a" 1}', "The body must be JSON: Expecting ':' delimiter at line 1, column 6."),
+        (b'{"a":}', "The body must be JSON: Expecting value at line 1, column 6."),
+        (b'{"a":\n 1 2}', "The body must be JSON: Expecting ',' delimiter at line 2, column 4."),
+        (b'{"a":1}x', "The body must be JSON: Extra data at line 1, column 8."),
         (b'{"a":"\n"}', "The body must be JSON: Invalid control character at at line 1, column 7."),
         (b'{"a":"\xff"}', "The body must be UTF-8: byte 6 is not."),
         (b'{"a":' + b"[" * 100_000, "The body must be JSON nested less deeply."),
@@ -207,14 +207,47 @@ def test_nothing_is_added_where_there_is_nothing_to_say() -> None:
     assert add(answer, None) is answer
 
 
-def test_who_writes_the_receipt_is_shown_the_answer() -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model":"a","x":{"model":"b"}}',  # another, deeper
+        b'{"x":"model","model":"a"}',
+        b'{"\\u006dodel":"a","x":{"model":"a"}}',  # an escape hides the key
+        b'{"x":"\\"model\\":","model":"a"}',
+        b'{ "model" : "a" }',
+        b'{"x":"\\u00e9","model":"a"}',
+    ],
+)
+def test_the_answers_own_model_is_set_wherever_else_the_word_stands(raw: bytes) -> None:
+    wanted = json.loads(raw)
+    wanted["model"] = "m@v"
+    assert json.loads(Body.read(raw).for_engine("m@v")) == wanted
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"usage":{"a":1},"service_tier":null,"prompt_logprobs":null,"system_fingerprint":"fp"}',
+        b'{"usage":{"a":1},"choices":[{"usage":{"b":2}}]}',  # one that is not the answer's own comes later
+        b'{"choices":[{"text":"\\"usage\\": {}"}],"usage":{"a":1}}',
+        b'{"usage":{"a":1},"x":"\\"usage\\":{\\"b\\":2}"}',
+        b'{"usage" : {"a":1} , "n": -1.5e3 } ',
+    ],
+)
+def test_the_receipt_goes_into_the_answers_own_usage(answer: bytes) -> None:
+    wanted = json.loads(answer)
+    wanted["usage"]["economizer"] = {"c": 3}
+    assert json.loads(add_to_usage(answer, lambda usage: '{"c":3}')) == wanted
+
+
+def test_who_writes_the_receipt_is_shown_the_usage() -> None:
     seen: list[dict[str, Any]] = []
 
-    def note(values: dict[str, Any]) -> None:
-        seen.append(values)
+    def note(usage: dict[str, Any]) -> None:
+        seen.append(usage)
 
     add_to_usage(b'{"id":"x","usage":{"a":1}}', note)
-    assert seen == [{"id": "x", "usage": {"a": 1}}]
+    assert seen == [{"a": 1}]
 
 
 @given(members, st.lists(st.tuples(strings, values), max_size=3))
