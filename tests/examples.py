@@ -33,11 +33,17 @@ class Steady:
     def predict(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> LatencyPrediction | None:
         return LatencyPrediction(ttft_s=self.ttft, tpot_s=self.tpot)
 
+    def expected_ttft_s(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> float | None:
+        return self.ttft.p50
+
 
 class Unknown:
     """A latency predictor that has neither a card nor a measurement."""
 
     def predict(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> LatencyPrediction | None:
+        return None
+
+    def expected_ttft_s(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> float | None:
         return None
 
 

@@ -51,7 +51,7 @@ class GatewaySettings:
     idle_timeout_s: float = 60.0
     wake_timeout_s: float = 180.0
     retry_after_s: float = 1.0
-    receipts_max: int = 10_000
+    receipts_max: int = 2_000
 
     def __post_init__(self) -> None:
         for name in ("replicas", "body_bytes_max", "in_flight_max", "receipts_max"):

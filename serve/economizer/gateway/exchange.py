@@ -188,7 +188,12 @@ class Exchange:
     def _learn(self, job: _Job, record: VariantRecord, state: ReplicaState, first_byte_s: float) -> None:
         receipt, profile = job.receipt, job.profile
         if receipt.outcome == "ok" and receipt.usage is not None:
-            timing = Timing(first_byte_s=first_byte_s, tpot_s=receipt.tpot_s, streamed=job.wire.stream)
+            timing = Timing(
+                ended_s=self._gateway.now_s(),
+                first_byte_s=first_byte_s,
+                tpot_s=receipt.tpot_s,
+                streamed=job.wire.stream,
+            )
             record.learn(receipt.usage, state, timing)
             self._gateway.fleet.learn(profile.family, profile.caller, len(job.wire.prompt_text), receipt.usage)
 

@@ -22,6 +22,7 @@ from economizer.variants.types import Variant
 _SUSPECT_S = 3.0  # how long a replica that broke a connection is left out, until its own report says how it is
 _PEAK_S = 2.0  # reports are at most about this old
 _WANTED_S = 30.0  # how long a wish for a sleeping variant lasts
+_LEARN_PERIOD_S = 0.01
 _CACHED_WEIGHT = 0.05
 _CHARS_PER_TOKEN = 4.0
 _CHARS_PER_TOKEN_MOST = 8.0
@@ -30,8 +31,10 @@ _TPOT_TOKENS_MIN = 4  # of shorter answers the time per token is mostly noise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """What was measured of one answer: seconds from sending to its first byte, and per later token of a stream."""
+    """What was measured of one answer: seconds from sending to its first byte, and per later token of a stream; and
+    when it ended."""
 
+    ended_s: float
     first_byte_s: float
     tpot_s: float | None
     streamed: bool
@@ -109,6 +112,7 @@ class VariantRecord:
         self._reports: dict[str, ReplicaReport] = {}
         self._held: dict[str, _Held] = {}
         self._peaks_turned_s = 0.0
+        self._learnt_s = float("-inf")
         self._states: dict[str, ReplicaState] = {}
         self._snapshot: VariantState | None = None
 
@@ -222,8 +226,12 @@ class VariantRecord:
     def learn(self, usage: Usage, state: ReplicaState, timing: Timing) -> None:
         """Teach the latency model what a request took on a replica that stood so when it was sent.
 
-        The answer that came whole shows no first token, so its time is split by what was predicted.
+        The answer that came whole shows no first token, so its time is split by what was predicted. Of many answers a
+        second, some are enough.
         """
+        if timing.ended_s - self._learnt_s < _LEARN_PERIOD_S:
+            return
+        self._learnt_s = timing.ended_s
         prompt, tokens = usage.prompt_tokens, usage.output_tokens
         cached = min(1.0, (usage.cached_tokens or 0) / prompt) if prompt else 0.0
         if usage.cached_tokens is not None:

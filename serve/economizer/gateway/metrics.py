@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from economizer.gateway.fleet import Fleet
 from economizer.gateway.receipts import Receipt
-from economizer.router.types import Decision
+from economizer.router.types import Decision, Prediction
+from economizer.variants.types import Variant
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -16,11 +19,47 @@ _STATES = ("starting", "ready", "restarting", "draining", "stopped", "failed")
 _MODEL = ("gen_ai_request_model", "gen_ai_response_model")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answers:
+    """What one variant's answers on one endpoint are counted in: looked up once, not for every answer."""
+
+    duration: Histogram
+    ttft: Histogram
+    ttft_predicted: Histogram
+    tpot: Histogram
+    tpot_predicted: Histogram
+    prompt_tokens: Histogram
+    output_tokens: Histogram
+    cost_usd: Counter
+    energy_j: Counter
+
+    def add(self, receipt: Receipt, predicted: Prediction) -> None:
+        if receipt.e2e_s is not None:
+            self.duration.observe(receipt.e2e_s)
+        if receipt.ttft_s is not None and receipt.stream:
+            self.ttft.observe(receipt.ttft_s)
+            if predicted.ttft_s is not None:
+                self.ttft_predicted.observe(predicted.ttft_s.p50)
+        if receipt.tpot_s is not None:
+            self.tpot.observe(receipt.tpot_s)
+            if predicted.tpot_s is not None:
+                self.tpot_predicted.observe(predicted.tpot_s.p50)
+        if receipt.usage is not None:
+            self.prompt_tokens.observe(receipt.usage.prompt_tokens)
+            self.output_tokens.observe(receipt.usage.output_tokens)
+        if receipt.costs is not None:
+            if receipt.costs.cost_usd is not None:
+                self.cost_usd.inc(receipt.costs.cost_usd)
+            if receipt.costs.energy_j is not None:
+                self.energy_j.inc(receipt.costs.energy_j)
+
+
 class Metrics:
     """One gateway replica's metrics, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._answers: dict[tuple[str, str, str], _Answers] = {}
         new = self.registry
         self._requests = Counter(
             "economizer_requests", "Requests by what became of them.", ("family", "variant", "outcome"), registry=new
@@ -119,30 +158,26 @@ class Metrics:
     def finished(self, receipt: Receipt) -> None:
         """A request ended, however it did."""
         family, variant = receipt.decision.family, receipt.variant
-        name = variant.name if variant else ""
-        self._requests.labels(family, name, receipt.outcome).inc()
-        if variant is None:
-            return
+        self._requests.labels(family, variant.name if variant else "", receipt.outcome).inc()
+        if variant is not None:
+            key = (family, variant.id, receipt.endpoint)
+            if key not in self._answers:
+                self._answers[key] = self._answers_of(family, variant, receipt.endpoint)
+            self._answers[key].add(receipt, receipt.decision.candidate(variant.name).prediction)
+
+    def _answers_of(self, family: str, variant: Variant, endpoint: str) -> _Answers:
         model = (family, variant.id)
-        if receipt.e2e_s is not None:
-            self._duration.labels(*model, receipt.endpoint).observe(receipt.e2e_s)
-        predicted = receipt.decision.candidate(name).prediction
-        if receipt.ttft_s is not None and receipt.stream:
-            self._ttft.labels(*model).observe(receipt.ttft_s)
-            if predicted.ttft_s is not None:
-                self._predicted.labels(variant.id, "ttft").observe(predicted.ttft_s.p50)
-        if receipt.tpot_s is not None:
-            self._tpot.labels(*model).observe(receipt.tpot_s)
-            if predicted.tpot_s is not None:
-                self._predicted.labels(variant.id, "tpot").observe(predicted.tpot_s.p50)
-        if receipt.usage is not None:
-            self._tokens.labels(*model, "input").observe(receipt.usage.prompt_tokens)
-            self._tokens.labels(*model, "output").observe(receipt.usage.output_tokens)
-        if receipt.costs is not None:
-            if receipt.costs.cost_usd is not None:
-                self._cost.labels(family, name).inc(receipt.costs.cost_usd)
-            if receipt.costs.energy_j is not None:
-                self._energy.labels(family, name).inc(receipt.costs.energy_j)
+        return _Answers(
+            duration=self._duration.labels(*model, endpoint),
+            ttft=self._ttft.labels(*model),
+            ttft_predicted=self._predicted.labels(variant.id, "ttft"),
+            tpot=self._tpot.labels(*model),
+            tpot_predicted=self._predicted.labels(variant.id, "tpot"),
+            prompt_tokens=self._tokens.labels(*model, "input"),
+            output_tokens=self._tokens.labels(*model, "output"),
+            cost_usd=self._cost.labels(family, variant.name),
+            energy_j=self._energy.labels(family, variant.name),
+        )
 
     def page(self, fleet: Fleet, in_flight: int) -> bytes:
         """The text page, with the gauges brought up to date."""

@@ -93,6 +93,9 @@ class _Correction:
         residuals = self._residuals
         return Quantiles(p50=prior_s * exp(middle + residuals.q50), p95=prior_s * exp(middle + residuals.q95))
 
+    def median(self, prior_s: float, features: Sequence[float]) -> float:
+        return prior_s * exp(self._mean(features) + self._residuals.q50)
+
     def observe(self, prior_s: float, features: Sequence[float], actual_s: float) -> None:
         actual_s = max(actual_s, _FLOOR_S)
         self._score(self.quantiles(prior_s, features), actual_s)
@@ -147,6 +150,13 @@ class LatencyModel:
             ttft_s=self._ttft.quantiles(self._ttft_prior_s(uncached, replica), _ttft_features(uncached, replica)),
             tpot_s=self._tpot.quantiles(self._tpot_prior_s(replica), (1.0, log1p(replica.running))),
         )
+
+    def expected_ttft_s(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> float | None:
+        """The median time to first token that :meth:`predict` gives, or None."""
+        if self._card is None and min(self._ttft.seen, self._tpot.seen) < _SEEN_MIN:
+            return None
+        uncached = prompt_tokens * (1.0 - cached_share)
+        return self._ttft.median(self._ttft_prior_s(uncached, replica), _ttft_features(uncached, replica))
 
     def observe_ttft(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState, actual_s: float) -> None:
         """A request that found the replica so took ``actual_s`` to its first token."""

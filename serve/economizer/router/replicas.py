@@ -81,13 +81,12 @@ def rank_replicas(
         return [state.id for state in ready]
     cached = affinity.cached_tokens(profile)
     home = affinity.session(profile.session)
-    lightest = min(state.load for state in ready)
+    lightest = min([state.load for state in ready]) if home is not None else 0
 
     def key(state: ReplicaState) -> tuple[bool, float, int, str]:
         at_home = state.id == home and state.load <= _SESSION_LOAD_MAX * lightest + 1
         share = cached.get(state.id, 0.0) / profile.prompt_tokens if profile.prompt_tokens else 0.0
-        predicted = latency.predict(prompt_tokens=profile.prompt_tokens, cached_share=share, replica=state)
-        wait_s = predicted.ttft_s.p50 if predicted is not None else float(state.load) - share
-        return (not at_home, wait_s, state.load, state.id)
+        wait_s = latency.expected_ttft_s(prompt_tokens=profile.prompt_tokens, cached_share=share, replica=state)
+        return (not at_home, wait_s if wait_s is not None else state.load - share, state.load, state.id)
 
     return [state.id for state in sorted(ready, key=key)]

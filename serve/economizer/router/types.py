@@ -101,6 +101,10 @@ class LatencyPredictor(Protocol):
         """The prediction, or None when neither a card nor a measurement is known."""
         ...
 
+    def expected_ttft_s(self, *, prompt_tokens: int, cached_share: float, replica: ReplicaState) -> float | None:
+        """The median time to first token of the same prediction, for less work."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantState:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from economizer.variants.types import Family
 from examples import SPEED, chat, variant
 from hypothesis import given
 from hypothesis import strategies as st
+
+SECONDS = count()
 
 
 def report(replica_id: str = "r1", *, state: str = "ready", running: int = 0, waiting: int = 0) -> ReplicaReport:
@@ -175,7 +178,7 @@ def test_a_wish_for_a_sleeping_variant_is_demand_for_half_a_minute_or_until_it_i
 
 
 def timing(first_byte_s: float, tpot_s: float | None = None, *, streamed: bool = True) -> Timing:
-    return Timing(first_byte_s=first_byte_s, tpot_s=tpot_s, streamed=streamed)
+    return Timing(ended_s=float(next(SECONDS)), first_byte_s=first_byte_s, tpot_s=tpot_s, streamed=streamed)
 
 
 def medians(of: VariantRecord, prompt_tokens: int = 128) -> tuple[float, float]:
@@ -317,3 +320,13 @@ def test_another_price_keeps_what_was_learnt_and_another_speed_card_does_not() -
     assert of.snapshot().variant == variant(concurrency_max=4, usd_per_hour=9.0)
     of.believe(variant(concurrency_max=4, speed=replace(SPEED, prefill_tokens_per_s=1.0)))
     assert of.latency is not learnt
+
+
+def test_of_many_answers_at_once_one_teaches() -> None:
+    of = record(report("r1"))
+    for _ in range(3):
+        answer = replace(timing(0.25, 0.05), ended_s=7.0)
+        of.learn(Usage(prompt_tokens=128, output_tokens=9), ReplicaState(id="r1"), answer)
+    twin = record(report("r1"))
+    twin.learn(Usage(prompt_tokens=128, output_tokens=9), ReplicaState(id="r1"), timing(0.25, 0.05))
+    assert of.latency.error() == twin.latency.error()

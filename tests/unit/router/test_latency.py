@@ -7,6 +7,7 @@ import pytest
 from economizer.router.latency import LatencyModel
 from economizer.router.types import LatencyPrediction, ReplicaState
 from economizer.variants.types import SpeedCard
+from examples import SPEED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,3 +180,13 @@ def test_the_same_observations_give_the_same_predictions() -> None:
     for model in models:
         Engine(2.0).teach(model, 50)
     assert predict(models[0], 777) == predict(models[1], 777)
+
+
+def test_the_expected_time_to_first_token_is_the_predictions_median() -> None:
+    model = LatencyModel(SPEED, 4)
+    state = ReplicaState(id="r1", running=2, waiting=1, queued_tokens=300)
+    model.observe_ttft(prompt_tokens=500, cached_share=0.25, replica=state, actual_s=3.0)
+    predicted = model.predict(prompt_tokens=500, cached_share=0.25, replica=state)
+    assert predicted is not None
+    assert model.expected_ttft_s(prompt_tokens=500, cached_share=0.25, replica=state) == predicted.ttft_s.p50
+    assert LatencyModel(None, 4).expected_ttft_s(prompt_tokens=500, cached_share=0.0, replica=state) is None
