@@ -22,7 +22,7 @@ from typing import Any
 import bare_passthrough
 import yaml
 from client import Load
-from economizer.autoscaling.policy_ray import GATEWAY
+from economizer.autoscaling.planner import GATEWAY
 from economizer.config import IMPORT_PATH
 from economizer.engine.guard import guarded
 from processes import ProcessTree

@@ -79,10 +79,11 @@ def read_request(endpoint: str, raw: bytes, headers: Mapping[str, str]) -> WireR
     model = values.get("model")
     if not isinstance(model, str) or not model:
         raise _wrong("model", model, "a string naming a model (see /v1/models)")
-    for name, (types, wanted) in _TYPES.items():
-        value = values.get(name)
-        if value is not None and (not isinstance(value, types) or (bool not in types and isinstance(value, bool))):
-            raise _wrong(name, value, wanted)
+    for name, value in values.items():
+        if value is not None and name in _TYPES:
+            types, wanted = _TYPES[name]
+            if not isinstance(value, types) or (bool not in types and isinstance(value, bool)):
+                raise _wrong(name, value, wanted)
     options = values.get("stream_options") or {}
     stream = bool(values.get("stream"))
     prompt, needs = _prompt_and_needs(endpoint, values)

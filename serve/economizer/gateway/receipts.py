@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
+
 from economizer.gateway.relay import Usage
 from economizer.router.types import Decision, Terms
 from economizer.variants.estimate import UNKNOWN, Costs, request_costs
 from economizer.variants.types import Variant
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 METHOD = "estimate"  # from the variant's cards; measured joules come with the meters
 
 
@@ -103,7 +103,7 @@ class Receipt:
 
     def short_json(self) -> str:
         """The same as JSON."""
-        return _to_json(self.short())
+        return to_json(self.short()).decode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers that every answer has; costs are in them once they are known."""
@@ -122,7 +122,7 @@ class Receipt:
     def log_line(self) -> str:
         """What the log says of it: no prompt, no answer, no key."""
         usage, costs = self.usage, self.costs
-        return _to_json(
+        return to_json(
             {
                 "event": "request",
                 "request_id": self.id,
@@ -141,7 +141,7 @@ class Receipt:
                 "energy_j": _rounded(costs.energy_j) if costs else None,
                 "cost_usd": costs.cost_usd if costs else None,
             }
-        )
+        ).decode()
 
     def long(self) -> dict[str, Any]:
         """What ``GET /v1/receipts/{id}`` answers."""

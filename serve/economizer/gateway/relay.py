@@ -60,9 +60,12 @@ class EngineAnswer:
 
     async def rest(self) -> bytes:
         """The whole body; raises EngineFailed when the engine cuts it short."""
+        content = self._response.content
+        if content.at_eof() and content.exception() is None:
+            return self.first
         try:
             async with asyncio.timeout(self._idle_timeout_s):
-                return self.first + await self._response.content.read()
+                return self.first + await content.read()
         except TimeoutError:
             raise self._idle() from None
         except (aiohttp.ClientError, ConnectionError) as error:
