@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log
+from math import log
 
 from economizer.variants.types import SpeedCard, Variant
 
@@ -31,15 +31,14 @@ def decode_tokens_per_s(card: Mapping[int, float], batch: float) -> float:
     rate = card.get(batch)  # type: ignore[call-overload]
     if rate is not None:
         return float(rate)
-    sizes = sorted(card)
-    if batch >= sizes[-1]:
-        return card[sizes[-1]]
-    if batch <= sizes[0]:
-        return card[sizes[0]] * max(batch, 1e-9) / sizes[0]
-    above = next(size for size in sizes if size > batch)
-    below = max(size for size in sizes if size <= batch)
+    below = max((size for size in card if size < batch), default=None)
+    above = min((size for size in card if size > batch), default=None)
+    if above is None:
+        return card[max(card)]
+    if below is None:
+        return card[above] * max(batch, 1e-9) / above
     share = log(batch / below) / log(above / below)
-    return exp(log(card[below]) * (1 - share) + log(card[above]) * share)
+    return float(card[below] * (card[above] / card[below]) ** share)
 
 
 def engine_seconds(speed: SpeedCard, *, prompt_tokens: float, output_tokens: float, batch: float) -> float:
