@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from logging.handlers import MemoryHandler
+from logging.handlers import MemoryHandler, WatchedFileHandler
 from typing import Any
 
 import ray
@@ -62,10 +62,16 @@ class EngineReplica:
 
 
 def log_with_serve() -> None:
-    """Write this package's log lines where Serve writes its own; Serve drops those of other loggers."""
+    """Write this package's log lines into the file where Serve writes its own; Serve drops those of other loggers.
+
+    Past Serve's own handlers, which hold back a thousand lines before they write them (a quiet gateway would seem to
+    log nothing for hours) and look up for each line what the request is, which ours says itself.
+    """
     ours = logging.getLogger("economizer")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    # Serve holds back a thousand lines before it writes them: a quiet gateway would seem to log nothing for hours.
-    handlers = logging.getLogger("ray.serve").handlers
-    ours.handlers = [h.target or h if isinstance(h, MemoryHandler) else h for h in handlers]
+    theirs = [h.target if isinstance(h, MemoryHandler) else h for h in logging.getLogger("ray.serve").handlers]
+    files = [handler.baseFilename for handler in theirs if isinstance(handler, logging.FileHandler)]
+    ours.handlers = [WatchedFileHandler(file) for file in files]  # watched, since Serve rotates them
+    for handler in ours.handlers:
+        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s -- %(message)s"))

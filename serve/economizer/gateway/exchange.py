@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +18,7 @@ from economizer.gateway.relay import EngineAnswer, forwarded_headers
 from economizer.gateway.state import Gateway
 from economizer.router.decide import decide, refusal_error, worth_waking
 from economizer.router.replicas import prefix_hashes
-from economizer.router.types import Decision, ReplicaState, RequestProfile
+from economizer.router.types import Decision, ReplicaState, RequestProfile, Terms
 from economizer.variants.catalog import ModelName
 
 logger = logging.getLogger("economizer.gateway")
@@ -212,26 +211,32 @@ class Exchange:
 
     async def _choose(self, record: VariantRecord, job: _Job) -> tuple[ReplicaReport, ReplicaState]:
         """The replica that ranks first; where the variant has none yet, one is waited for."""
-        gateway = self._gateway
+        source, variant_id = self._gateway.source, record.variant.id
 
-        def choice(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
-            return record.rank(stats, job.profile)
+        def choice(replica_ids: Iterable[str]) -> list[str]:
+            return record.rank(replica_ids, job.profile)
 
-        terms = job.wire.terms
-        wait_s = gateway.settings.wake_timeout_s
-        if terms.ttft_s_max is not None and terms.on_unmet == "refuse":
-            wait_s = min(wait_s, max(0.05, terms.ttft_s_max - self._elapsed_s()))
-        try:
-            with record.waiting():
-                async with asyncio.timeout(wait_s):
-                    replica_id = await gateway.source.choose(record.variant.id, choice)
-        except TimeoutError:
-            message = f"No replica of {record.variant.id} became ready within {wait_s:g} s."
-            raise NotReady(message, retry_after_s=gateway.settings.retry_after_s) from None
+        replica_id = source.choose_now(variant_id, choice)
+        if replica_id is None:
+            wait_s = self._wait_s(job.wire.terms)
+            try:
+                with record.waiting():
+                    async with asyncio.timeout(wait_s):
+                        replica_id = await source.choose(variant_id, choice)
+            except TimeoutError:
+                message = f"No replica of {variant_id} became ready within {wait_s:g} s."
+                raise NotReady(message, retry_after_s=self._gateway.settings.retry_after_s) from None
         report, state = record.report(replica_id), record.replica(replica_id)
         if report is None or state is None or not report.ready:
-            raise EngineFailed(f"The replica of {record.variant.id} left before it was asked.")
+            raise EngineFailed(f"The replica of {variant_id} left before it was asked.")
         return report, state
+
+    def _wait_s(self, terms: Terms) -> float:
+        """How long the request may wait for a replica."""
+        wait_s = self._gateway.settings.wake_timeout_s
+        if terms.ttft_s_max is not None and terms.on_unmet == "refuse":
+            wait_s = min(wait_s, max(0.05, terms.ttft_s_max - self._elapsed_s()))
+        return wait_s
 
     async def _fail(self, error: EconomizerError) -> None:
         """Tell the caller of an error; one after the first byte has been told in the stream already."""

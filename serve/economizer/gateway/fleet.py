@@ -72,16 +72,20 @@ class ReplicaReport:
 
 
 class Choice(Protocol):
-    """Orders replicas, given what each last reported, best first; those that it leaves out are not used."""
+    """Orders the ids of a variant's replicas, best first; those that it leaves out are not used."""
 
-    def __call__(self, stats: Mapping[str, Mapping[str, Any]]) -> list[str]: ...
+    def __call__(self, replica_ids: Iterable[str]) -> list[str]: ...
 
 
 class ReplicaSource(Protocol):
     """Where replicas come from: Ray Serve in production."""
 
+    def choose_now(self, variant_id: str, choice: Choice) -> str | None:
+        """The id of the replica that ``choice`` puts first, or None where it finds none."""
+        ...
+
     async def choose(self, variant_id: str, choice: Choice) -> str:
-        """The id of the replica that ``choice`` puts first; waits while it finds none."""
+        """The same, but waits while it finds none."""
         ...
 
 
