@@ -31,6 +31,7 @@ check: setup-gateway ## formatting, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/mypy $(CHECKED_SCRIPTS)
+	MYPYPATH=serve:loadtests .venv/bin/mypy $(wildcard loadtests/*.py)
 
 test: setup ## all tests: unit, integration and end to end
 	.venv/bin/python -m pytest

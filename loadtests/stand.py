@@ -67,7 +67,7 @@ class Stand:
 def running(folder: Path) -> Iterator[Stand]:
     """Everything started and ready; on the way out all of it is gone."""
     secret = secrets.token_hex(16)
-    ports = free_ports(3)
+    ports = free_ports(1 + len(FAMILIES) * REPLICAS)  # as many engines as Economizer's requests go to
     with ExitStack() as stack:
         for port in ports[1:]:
             stack.enter_context(_engine(port, secret))

@@ -44,6 +44,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._caller = gateway.caller(self._headers)
         self._arrived_s = gateway.now_s()
         self._job: _Job | None = None
         self.id = new_request_id()
@@ -99,7 +100,7 @@ class Exchange:
         gateway = self._gateway
         receipt = Receipt(
             id=self.id,
-            caller=gateway.caller(self._headers),
+            caller=self._caller,
             created_s=gateway.wall_s(),
             endpoint=self._endpoint,
             model=wire.model,
@@ -127,7 +128,7 @@ class Exchange:
 
     def _profile(self, wire: WireRequest, name: ModelName) -> RequestProfile:
         fleet = self._gateway.fleet
-        caller = f"{self._gateway.caller(self._headers)}/{wire.user}"
+        caller = f"{self._caller}/{wire.user}"
         return RequestProfile(
             family=name.family,
             endpoint=wire.endpoint,

@@ -13,7 +13,7 @@ from economizer.errors import (
     Overloaded,
     TermsUnmet,
 )
-from economizer.router.filters import ABILITIES, NO_TERMS, TERM_NAMES, TERMS
+from economizer.router.filters import TERMS, Filter, filters_for
 from economizer.router.policies import Policy
 from economizer.router.scorers import scores
 from economizer.router.types import (
@@ -41,7 +41,10 @@ def decide(profile: RequestProfile, terms: Terms, fleet: Sequence[VariantState],
     serve is chosen, and what it misses is named. Ties break by name.
     """
     predictions = [predict(profile, state) for state in fleet]
-    refused = [_refusals(profile, terms, state, found) for state, found in zip(fleet, predictions, strict=True)]
+    filters = filters_for(terms)
+    refused = [
+        _refusals(filters, profile, terms, state, found) for state, found in zip(fleet, predictions, strict=True)
+    ]
     # Scored among all that are able to serve, so that what the caller asks for does not move the yardstick.
     able = [index for index, refusals in enumerate(refused) if _able(refusals)]
     score_of = dict(zip(able, scores([predictions[index] for index in able], policy.weights), strict=True))
@@ -122,13 +125,14 @@ def _least_loaded(replicas: Sequence[ReplicaState]) -> ReplicaState:
     return best
 
 
-def _refusals(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> tuple[Refusal, ...]:
-    filters = ABILITIES if terms == NO_TERMS else (*ABILITIES, *TERMS)
+def _refusals(
+    filters: Sequence[Filter], profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction
+) -> tuple[Refusal, ...]:
     return tuple([refusal for one in filters if (refusal := one(profile, terms, state, found)) is not None])
 
 
 def _able(refusals: Sequence[Refusal]) -> bool:
-    return not refusals or all(refusal.term in TERM_NAMES for refusal in refusals)
+    return not refusals or all(refusal.term in TERMS for refusal in refusals)
 
 
 def _nearest(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -184,5 +188,5 @@ def refusal_error(decision: Decision, *, retry_after_s: float) -> EconomizerErro
         return ModelNotFound(message, param="model")
     if all("context" in terms for terms in failed):
         return ContextTooLong(message)
-    param = next((r.term for c in weighed for r in c.refusals if r.term in TERM_NAMES), None)
+    param = next((r.term for c in weighed for r in c.refusals if r.term in TERMS), None)
     return TermsUnmet(message, param=param)

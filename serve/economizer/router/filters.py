@@ -6,7 +6,8 @@ caller asked for; ``on_unmet: degrade`` waives them. Latency terms hold at the 9
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from economizer.router.types import Prediction, Quantiles, Refusal, RequestProfile, Terms, VariantState
 
@@ -125,8 +126,19 @@ def carbon(profile: RequestProfile, terms: Terms, state: VariantState, found: Pr
 
 
 ABILITIES: tuple[Filter, ...] = (pinned, lora, features, context, health, capacity)
-TERMS: tuple[Filter, ...] = (quality, ttft, tpot, e2e, cost, energy, carbon)
-TERM_NAMES = frozenset(
-    {"quality_min", "ttft_s_max", "tpot_s_max", "e2e_s_max", "cost_usd_max", "energy_j_max", "carbon_g_max"}
+TERMS: Mapping[str, Filter] = MappingProxyType(
+    {
+        "quality_min": quality,
+        "ttft_s_max": ttft,
+        "tpot_s_max": tpot,
+        "e2e_s_max": e2e,
+        "cost_usd_max": cost,
+        "energy_j_max": energy,
+        "carbon_g_max": carbon,
+    }
 )
-NO_TERMS = Terms()
+
+
+def filters_for(terms: Terms) -> tuple[Filter, ...]:
+    """Every ability, and the terms that the caller set."""
+    return (*ABILITIES, *[one for name, one in TERMS.items() if getattr(terms, name) is not None])
