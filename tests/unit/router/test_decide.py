@@ -375,7 +375,7 @@ def test_whoever_is_chosen_meets_the_terms_or_what_it_misses_is_named(
         assert decision.ranking[0] == decision.variant
         assert decision.missed == decision.candidate(decision.variant).refusals
         assert terms.on_unmet == "degrade" or not decision.missed
-        assert {refusal.term for refusal in decision.missed} <= TERMS
+        assert {refusal.term for refusal in decision.missed} <= TERMS.keys()
 
 
 @given(profiles, terms, fleets, policies)
@@ -412,7 +412,7 @@ def test_raising_the_floor_never_lowers_the_quality_chosen(
         assert then.prediction.quality >= max(floor, chosen.prediction.quality or 0.0)
 
 
-@given(profiles, terms, fleets, policies, st.sampled_from(sorted(TERMS - {"quality_min"})), st.floats(0, 1))
+@given(profiles, terms, fleets, policies, st.sampled_from(sorted(TERMS.keys() - {"quality_min"})), st.floats(0, 1))
 def test_tightening_a_ceiling_never_accepts_a_variant_that_was_refused(
     profile: RequestProfile, terms: Terms, fleet: tuple[VariantState, ...], policy: Policy, name: str, share: float
 ) -> None:
