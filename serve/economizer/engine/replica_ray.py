@@ -72,6 +72,14 @@ def log_with_serve() -> None:
     ours.propagate = False
     theirs = [h.target if isinstance(h, MemoryHandler) else h for h in logging.getLogger("ray.serve").handlers]
     files = [handler.baseFilename for handler in theirs if isinstance(handler, logging.FileHandler)]
-    ours.handlers = [WatchedFileHandler(file) for file in files]  # watched, since Serve rotates them
-    for handler in ours.handlers:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s -- %(message)s"))
+    ours.handlers = _writing_to(files, "%(levelname)s %(asctime)s %(name)s -- %(message)s")
+    requests = logging.getLogger("economizer.requests")  # lines of JSON, and nothing else in front of them
+    requests.propagate = False
+    requests.handlers = _writing_to(files, "%(message)s")
+
+
+def _writing_to(files: list[str], form: str) -> list[logging.Handler]:
+    handlers: list[logging.Handler] = [WatchedFileHandler(file) for file in files]  # watched, since Serve rotates them
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(form))
+    return handlers

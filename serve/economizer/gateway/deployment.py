@@ -143,4 +143,5 @@ class GatewayIngress:
     async def __del__(self) -> None:
         if hasattr(self, "_source"):
             await self._source.stop()
+            self._gateway.log.write()
             await self._gateway.relay.close()

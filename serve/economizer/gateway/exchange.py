@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,8 +19,6 @@ from economizer.router.decide import decide, refusal_error, worth_waking
 from economizer.router.replicas import prefix_hashes
 from economizer.router.types import Decision, ReplicaState, RequestProfile, Terms
 from economizer.variants.catalog import ModelName
-
-logger = logging.getLogger("economizer.gateway")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +65,7 @@ class Exchange:
                 receipt.e2e_s = self._elapsed_s()
                 gateway.metrics.finished(receipt)
                 gateway.receipts.keep(receipt)
-                logger.info(receipt.log_line())
+                gateway.log.add(receipt)
 
     def _elapsed_s(self) -> float:
         return self._gateway.now_s() - self._arrived_s

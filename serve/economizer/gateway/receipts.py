@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from economizer.router.types import Decision, Terms
 from economizer.variants.estimate import UNKNOWN, Costs, request_costs
 from economizer.variants.types import Variant
 
+logger = logging.getLogger("economizer.requests")
 METHOD = "estimate"  # from the variant's cards; measured joules come with the meters
 
 
@@ -124,6 +126,7 @@ class Receipt:
         usage, costs = self.usage, self.costs
         return to_json(
             {
+                "time": round(self.created_s, 3),
                 "event": "request",
                 "request_id": self.id,
                 "endpoint": self.endpoint,
@@ -199,3 +202,20 @@ class ReceiptStore:
         """The receipt, if it is kept and belongs to this caller."""
         receipt = self._receipts.get(receipt_id)
         return receipt if receipt is not None and receipt.caller == caller else None
+
+
+class RequestLog:
+    """One line of JSON per request, written a batch at a time: a log record each costs as much CPU as deciding does."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, receipt: Receipt) -> None:
+        """Note what the log says of a request that has ended."""
+        self._lines.append(receipt.log_line())
+
+    def write(self) -> None:
+        """Write what was noted since the last time."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            logger.info("\n".join(lines))

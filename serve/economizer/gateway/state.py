@@ -12,7 +12,7 @@ from economizer.config import Configuration, GatewaySettings
 from economizer.errors import InvalidRequest
 from economizer.gateway.fleet import Fleet, ReplicaReport, ReplicaSource
 from economizer.gateway.metrics import Metrics
-from economizer.gateway.receipts import ReceiptStore
+from economizer.gateway.receipts import ReceiptStore, RequestLog
 from economizer.gateway.relay import Relay
 from economizer.router.policies import Policy
 from economizer.variants.catalog import Catalog
@@ -29,6 +29,7 @@ class Gateway:
     source: ReplicaSource
     relay: Relay
     receipts: ReceiptStore
+    log: RequestLog = field(default_factory=RequestLog)
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: int = 0
 
@@ -57,7 +58,8 @@ class Gateway:
         self.fleet.believe(configuration.catalog)
 
     def changed(self, variant_id: str, reports: list[ReplicaReport]) -> None:
-        """Take in what a variant's engines last reported."""
+        """Take in what a variant's engines last reported. Comes some times a second, so the log is written then too."""
+        self.log.write()
         self.fleet.refresh(variant_id, reports, self.now_s())
 
     def now_s(self) -> float:

@@ -1,7 +1,8 @@
 import json
 from typing import Any
 
-from economizer.gateway.receipts import Attempt, Receipt, ReceiptStore, estimated_costs, new_request_id
+import pytest
+from economizer.gateway.receipts import Attempt, Receipt, ReceiptStore, RequestLog, estimated_costs, new_request_id
 from economizer.gateway.relay import Usage
 from economizer.router.decide import decide
 from economizer.router.policies import POLICIES
@@ -114,6 +115,7 @@ def test_the_log_line_has_no_prompt_no_answer_and_no_key() -> None:
     made.replica, made.ttft_s, made.e2e_s = "r1", 0.12345678, 0.5
     made.attempts.append(Attempt(variant="int8", replica="r1"))
     assert json.loads(made.log_line()) == {
+        "time": 1700000000.75,
         "event": "request",
         "request_id": "ecr-1",
         "endpoint": "chat",
@@ -213,3 +215,15 @@ def test_ids_cannot_be_guessed_and_do_not_repeat() -> None:
     ids = {new_request_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(one.startswith("ecr-") and len(one) == 36 for one in ids)
+
+
+def test_request_lines_are_written_a_batch_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    log = RequestLog()
+    with caplog.at_level("INFO", logger="economizer.requests"):
+        log.write()
+        log.add(settled())
+        log.add(receipt())
+        assert caplog.messages == []
+        log.write()
+        log.write()
+    assert caplog.messages == [f"{settled().log_line()}\n{receipt().log_line()}"]
