@@ -1,7 +1,7 @@
 """Configuration: the only reader of files and environment variables. YAML in, frozen types out.
 
 The same file serves ``serve deploy`` and ``make run``: a Ray Serve config whose application arguments are what
-:class:`Configuration` describes. A file holding only those arguments is read too. Unknown keys are refused, and every
+:class:`Configuration` describes. Unknown keys are refused, and every
 mistake is reported at once with the path of its key.
 """
 

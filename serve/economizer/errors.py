@@ -14,10 +14,10 @@
     ├── Overloaded                      429  rate_limit_exceeded     (Retry-After)
     ├── NotReady                        503  not_ready               (Retry-After)
     ├── EngineFailed                    502  engine_failed
+    │   └── BadEngineAnswer             502
     └── EngineTimeout                   504  engine_timeout
 
-The gateway maps all of them in one place (``gateway/app.py``) to OpenAI's error object, whose four keys are
-``message, type, param, code``.
+Each makes its own OpenAI error object, whose four keys are ``message, type, param, code``.
 """
 
 from __future__ import annotations
@@ -134,6 +134,10 @@ class EngineFailed(EconomizerError):
 
     status = 502
     code = "engine_failed"
+
+
+class BadEngineAnswer(EngineFailed):
+    """The engine answered, but with a failure of its own, or with what is not an answer. It may be well otherwise."""
 
 
 class EngineTimeout(EconomizerError):

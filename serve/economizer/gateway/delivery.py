@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Send
 
-from economizer.errors import EconomizerError, EngineFailed, EngineTimeout
+from economizer.errors import BadEngineAnswer, EconomizerError, EngineFailed, EngineTimeout
 from economizer.gateway.body import add_to_usage
 from economizer.gateway.openai import WireRequest
 from economizer.gateway.receipts import Receipt
@@ -38,6 +38,11 @@ class Delivery:
             await self._whole(answer)
         receipt.outcome = "ok" if answer.status < 400 else "engine_error"
 
+    async def pass_on_failure(self, answer: EngineAnswer, body: bytes) -> None:
+        """Pass on an engine's own failure, whose body was read already."""
+        self._receipt.ended("engine_error", status=answer.status)
+        await self._head_and_body(answer, body)
+
     def _elapsed_s(self) -> float:
         return self._gateway.now_s() - self._arrived_s
 
@@ -45,9 +50,12 @@ class Delivery:
         body = await answer.rest()
         if answer.status < 400:
             receipted = add_to_usage(body, self._settle)
-            if receipted is body and not _is_json(body):
-                raise EngineFailed("The engine's answer is not JSON.")
+            if receipted is body and answer.is_json and not _is_json(body):
+                raise BadEngineAnswer("The engine's answer is not JSON.")
             body = receipted
+        await self._head_and_body(answer, body)
+
+    async def _head_and_body(self, answer: EngineAnswer, body: bytes) -> None:
         await self._start(answer.status, [*answer.headers, (b"content-length", str(len(body)).encode())])
         await self._send({"type": "http.response.body", "body": body})
 
@@ -89,7 +97,7 @@ class Delivery:
             guessed = self._gateway.fleet.prompt_tokens(receipt.decision.family, len(wire.prompt_text))
             receipt.settle(Usage(prompt_tokens=guessed, output_tokens=max(0, meter.events - overhead), counted=True))
         assert receipt.usage is not None
-        if receipt.ttft_s is not None and receipt.usage.output_tokens > 1:
+        if receipt.ttft_s is not None and receipt.usage.output_tokens > 1 and wire.sequences == 1:
             receipt.tpot_s = (self._elapsed_s() - receipt.ttft_s) / (receipt.usage.output_tokens - 1)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:

@@ -17,7 +17,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from economizer.autoscaling.planner import GATEWAY
-from economizer.autoscaling.policy_ray import DEMAND
+from economizer.autoscaling.policy_ray import DEMAND, HELD
 from economizer.config import Configuration, VariantConfig, home, located, parse, parse_changed
 from economizer.engine.replica_ray import EngineReplica, log_with_serve
 from economizer.errors import ConfigurationError
@@ -136,9 +136,10 @@ class GatewayIngress:
         return App(self._gateway)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Requests that wait for a variant without a replica, or would have been better served by it."""
-        now_s = self._gateway.now_s()
-        return {f"{DEMAND}{r.variant.id}": float(r.demand(now_s)) for r in self._gateway.fleet.records()}
+        """By variant: requests at its engines, and those that wait for one or would have been better served by it."""
+        now_s, records = self._gateway.now_s(), list(self._gateway.fleet.records())
+        demand = {f"{DEMAND}{record.variant.id}": float(record.demand(now_s)) for record in records}
+        return demand | {f"{HELD}{record.variant.id}": float(record.in_flight) for record in records}
 
     async def __del__(self) -> None:
         if hasattr(self, "_source"):

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from traceback import format_tb
 
 from starlette.types import Receive, Scope, Send
 
-from economizer.errors import BodyTooLarge, EconomizerError, EngineFailed, EngineTimeout, NotReady, Overloaded
+from economizer.errors import (
+    BadEngineAnswer,
+    BodyTooLarge,
+    EconomizerError,
+    EngineFailed,
+    EngineTimeout,
+    NotReady,
+    Overloaded,
+)
 from economizer.gateway.delivery import Delivery, send_error
 from economizer.gateway.fleet import ReplicaReport, Timing, VariantRecord
 from economizer.gateway.openai import WireRequest, read_request
@@ -20,6 +30,8 @@ from economizer.router.replicas import prefix_hashes
 from economizer.router.types import Decision, ReplicaState, RequestProfile, Terms
 from economizer.variants.catalog import ModelName
 
+logger = logging.getLogger("economizer.gateway")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
@@ -29,6 +41,15 @@ class _Job:
     profile: RequestProfile
     receipt: Receipt
     delivery: Delivery
+
+
+class _EngineRefusal(BadEngineAnswer):
+    """The engine answered with a failure of its own, kept to be passed on where nobody else can answer."""
+
+    def __init__(self, message: str, answer: EngineAnswer, body: bytes) -> None:
+        super().__init__(message)
+        self.answer = answer
+        self.answer_body = body
 
 
 class Exchange:
@@ -58,6 +79,11 @@ class Exchange:
             if self._job is not None:
                 self._job.receipt.ended("client_closed", status=499)
             raise
+        except Exception as error:  # noqa: BLE001  # the outermost boundary: whatever went wrong, the caller is told
+            # Without its message, which could hold what the caller wrote.
+            where = "".join(format_tb(error.__traceback__))
+            logger.error("request %s failed with %s\n%s", self.id, type(error).__name__, where)
+            await self._fail(EconomizerError(f"The gateway failed at request {self.id}."))
         finally:
             gateway.in_flight -= 1
             if self._job is not None:
@@ -80,18 +106,30 @@ class Exchange:
         decision = self._decide(profile, wire)
         self._job = job = self._begin(wire, profile, decision)
         if decision.variant is None:
-            raise refusal_error(decision, retry_after_s=settings.retry_after_s)
+            degrade = wire.terms.on_unmet == "degrade"
+            raise refusal_error(decision, retry_after_s=settings.retry_after_s, degrade=degrade)
         try:
             await self._attempt(job, decision.variant, may_retry=True)
         except EngineFailed as error:
             if job.delivery.started:
                 raise
-            job.receipt.decision = again = self._decide(profile, wire)
-            if again.variant is None or not gateway.fleet.record(name.family, again.variant).any_ready:
-                message = f"{error.message} No other replica can take the request now."
-                raise NotReady(message, retry_after_s=settings.retry_after_s) from error
-            gateway.metrics.retried(again)
-            await self._attempt(job, again.variant, may_retry=False)
+            await self._once_more(job, error)
+
+    async def _once_more(self, job: _Job, error: EngineFailed) -> None:
+        """Another replica or variant that meets the terms, where there is one; an engine's own failure is passed on."""
+        gateway, avoid = self._gateway, job.receipt.replica or ""
+        decision = self._decide(job.profile, job.wire)
+        for variant in decision.ranking:
+            if gateway.fleet.record(job.profile.family, variant).any_ready_but(avoid):
+                job.receipt.redecision = decision
+                gateway.metrics.retried(decision)
+                await self._attempt(job, variant, may_retry=False, avoid=avoid)
+                return
+        if isinstance(error, _EngineRefusal):
+            await job.delivery.pass_on_failure(error.answer, error.answer_body)
+            return
+        message = f"{error.message} No other replica can take the request now."
+        raise NotReady(message, retry_after_s=gateway.settings.retry_after_s) from error
 
     def _begin(self, wire: WireRequest, profile: RequestProfile, decision: Decision) -> _Job:
         gateway = self._gateway
@@ -125,7 +163,7 @@ class Exchange:
 
     def _profile(self, wire: WireRequest, name: ModelName) -> RequestProfile:
         fleet = self._gateway.fleet
-        caller = f"{self._caller}/{wire.user}"
+        caller = self._gateway.user(self._caller, wire.user)
         return RequestProfile(
             family=name.family,
             endpoint=wire.endpoint,
@@ -135,7 +173,7 @@ class Exchange:
             prompt_tokens=fleet.prompt_tokens(name.family, len(wire.prompt_text)),
             prompt_tokens_least=fleet.prompt_tokens_least(len(wire.prompt_text)),
             output_tokens_max=wire.output_tokens_max,
-            output_tokens_expected=fleet.output_tokens(caller, name.family, wire.output_tokens_max),
+            output_tokens_expected=wire.sequences * fleet.output_tokens(caller, name.family, wire.output_tokens_max),
             caller=caller,
             session=self._headers.get("x-session-id"),
             prefix_hashes=prefix_hashes(wire.prompt_text),
@@ -150,12 +188,12 @@ class Exchange:
             gateway.fleet.record(profile.family, variant).want(gateway.now_s())
         return decision
 
-    async def _attempt(self, job: _Job, variant: str, *, may_retry: bool) -> None:
+    async def _attempt(self, job: _Job, variant: str, *, may_retry: bool, avoid: str = "") -> None:
         """Send the request to one replica and deliver its answer; raises EngineFailed or EngineTimeout."""
         gateway, profile, receipt = self._gateway, job.profile, job.receipt
         record = gateway.fleet.record(profile.family, variant)
         receipt.variant = record.variant
-        report, state = await self._choose(record, job)
+        report, state = await self._choose(record, job, avoid)
         receipt.replica = report.id
         receipt.batch = min(state.running + 1, record.variant.concurrency_max)
         sent_s = gateway.now_s()
@@ -167,8 +205,9 @@ class Exchange:
             try:
                 first_s = gateway.now_s()
                 dispatch.prefilled(first_s)
-                if answer.status >= 500 and may_retry:
-                    raise EngineFailed(f"The engine of {record.variant.id} answered {answer.status}.")
+                if answer.status >= 500 and answer.status != 501 and may_retry:
+                    message = f"The engine of {record.variant.id} answered {answer.status}."
+                    raise _EngineRefusal(message, answer, await answer.rest())
                 await job.delivery.pass_on(answer)
             finally:
                 answer.close()
@@ -177,7 +216,8 @@ class Exchange:
             error = caught
             raise
         finally:
-            dispatch.ended(gateway.now_s(), failed=isinstance(error, EngineFailed))
+            failed = isinstance(error, EngineFailed) and not isinstance(error, BadEngineAnswer)
+            dispatch.ended(gateway.now_s(), failed=failed)
             receipt.attempts.append(
                 Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
             )
@@ -190,9 +230,13 @@ class Exchange:
                 first_byte_s=first_byte_s,
                 tpot_s=receipt.tpot_s,
                 streamed=job.wire.stream,
+                sequences=job.wire.sequences,
             )
             record.learn(receipt.usage, state, timing)
-            self._gateway.fleet.learn(profile.family, profile.caller, len(job.wire.prompt_text), receipt.usage)
+            sequences = 0 if self._endpoint == "embeddings" else job.wire.sequences
+            self._gateway.fleet.learn(
+                profile.family, profile.caller, len(job.wire.prompt_text), receipt.usage, sequences
+            )
 
     async def _ask(self, report: ReplicaReport, wire: WireRequest, model: str) -> EngineAnswer:
         """Send the request; returns at the first byte of the answer, or by the caller's deadline."""
@@ -207,12 +251,12 @@ class Exchange:
             deadline_s=left_s,
         )
 
-    async def _choose(self, record: VariantRecord, job: _Job) -> tuple[ReplicaReport, ReplicaState]:
+    async def _choose(self, record: VariantRecord, job: _Job, avoid: str) -> tuple[ReplicaReport, ReplicaState]:
         """The replica that ranks first; where the variant has none yet, one is waited for."""
         source, variant_id = self._gateway.source, record.variant.id
 
         def choice(replica_ids: Iterable[str]) -> list[str]:
-            return record.rank(replica_ids, job.profile)
+            return record.rank(replica_ids, job.profile, avoid)
 
         replica_id = source.choose_now(variant_id, choice)
         if replica_id is None:
@@ -232,13 +276,16 @@ class Exchange:
     def _wait_s(self, terms: Terms) -> float:
         """How long the request may wait for a replica."""
         wait_s = self._gateway.settings.wake_timeout_s
-        if terms.ttft_s_max is not None and terms.on_unmet == "refuse":
-            wait_s = min(wait_s, max(0.05, terms.ttft_s_max - self._elapsed_s()))
+        if terms.on_unmet == "refuse":
+            limits_s = [limit for limit in (terms.ttft_s_max, terms.e2e_s_max) if limit is not None]
+            wait_s = min([wait_s, *[max(0.05, limit - self._elapsed_s()) for limit in limits_s]])
         return wait_s
 
     async def _fail(self, error: EconomizerError) -> None:
         """Tell the caller of an error; one after the first byte has been told in the stream already."""
         job = self._job
+        if job is None:
+            self._gateway.log.add_refusal(self.id, self._endpoint, error, self._gateway.wall_s())
         if job is None or not job.receipt.attempts:
             family = job.profile.family if job is not None else ""
             self._gateway.metrics.refused(family, error.code or error.type)

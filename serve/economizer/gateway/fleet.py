@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from economizer.errors import Overloaded
 from economizer.gateway.relay import Usage
 from economizer.router.latency import LatencyModel
 from economizer.router.lengths import OutputLengths
@@ -23,6 +24,7 @@ _SUSPECT_S = 3.0  # how long a replica that broke a connection is left out, unti
 _PEAK_S = 2.0  # reports are at most about this old
 _WANTED_S = 30.0  # how long a wish for a sleeping variant lasts
 _LEARN_PERIOD_S = 0.01
+_STARTING_RETRY_S = 10.0
 _CACHED_WEIGHT = 0.05
 _CHARS_PER_TOKEN = 4.0
 _CHARS_PER_TOKEN_MOST = 8.0
@@ -38,6 +40,7 @@ class Timing:
     first_byte_s: float
     tpot_s: float | None
     streamed: bool
+    sequences: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,11 +188,20 @@ class VariantRecord:
         """Every replica's latest report."""
         return self._reports.values()
 
-    def rank(self, replica_ids: Iterable[str], profile: RequestProfile) -> list[str]:
-        """The ready ones among these replicas, best first for this request."""
+    def rank(self, replica_ids: Iterable[str], profile: RequestProfile, avoid: str = "") -> list[str]:
+        """The ready ones among these replicas but the one to avoid, best first for this request."""
         states = self._states
-        known = [states[key] for key in replica_ids if key in states]
+        known = [states[key] for key in replica_ids if key in states and key != avoid]
         return rank_replicas(known, self.affinity, profile, self.latency)
+
+    def any_ready_but(self, avoid: str) -> bool:
+        """Some other replica takes requests."""
+        return any(state.ready and state.id != avoid for state in self._states.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that this gateway has on the variant's replicas."""
+        return sum(held.in_flight for held in self._held.values())
 
     @property
     def any_ready(self) -> bool:
@@ -202,8 +214,12 @@ class VariantRecord:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A request waits for a replica; it counts as demand while the variant has none."""
+        """A request waits for a replica; it counts as demand while the variant has none. Raises Overloaded when as
+        many wait already as one replica could take."""
         asleep = not self.any_ready
+        most = self.variant.concurrency_max + self._queue_max
+        if self._waiting_to_wake >= most:
+            raise Overloaded(f"{most} requests wait for {self.variant.id} to start.", retry_after_s=_STARTING_RETRY_S)
         self._waiting_to_wake += asleep
         try:
             yield
@@ -241,6 +257,8 @@ class VariantRecord:
         if usage.cached_tokens is not None:
             self.cached_share += _CACHED_WEIGHT * (cached - self.cached_share)
         ttft_s, tpot_s = timing.first_byte_s, timing.tpot_s
+        if not timing.streamed and timing.sequences > 1:
+            return
         if not timing.streamed and tokens > 1:
             guess = self.latency.predict(prompt_tokens=prompt, cached_share=cached, replica=state)
             if guess is None:
@@ -328,12 +346,13 @@ class Fleet:
         """What a prompt's tokens surely are at least."""
         return int(chars / _CHARS_PER_TOKEN_MOST)
 
-    def learn(self, family: str, caller: str, chars: int, usage: Usage) -> None:
-        """A prompt of so many characters and its answer took so many tokens."""
+    def learn(self, family: str, caller: str, chars: int, usage: Usage, sequences: int = 1) -> None:
+        """A prompt of so many characters and its answers took so many tokens; an embedding (0) is no answer."""
         if chars > 0 and usage.prompt_tokens > 0 and not usage.counted:
             ratio = min(16.0, max(0.5, chars / usage.prompt_tokens))
             self._chars_per_token[family] += 0.05 * (ratio - self._chars_per_token[family])
-        self.lengths.observe(caller, family, usage.output_tokens)
+        if sequences:
+            self.lengths.observe(caller, family, round(usage.output_tokens / sequences))
 
     def output_tokens(self, caller: str, family: str, cap: int | None) -> float:
         """The answer's expected length, from what this caller and family have used."""

@@ -163,7 +163,7 @@ class Metrics:
             key = (family, variant.id, receipt.endpoint)
             if key not in self._answers:
                 self._answers[key] = self._answers_of(family, variant, receipt.endpoint)
-            self._answers[key].add(receipt, receipt.decision.candidate(variant.name).prediction)
+            self._answers[key].add(receipt, receipt.last_decision.candidate(variant.name).prediction)
 
     def _answers_of(self, family: str, variant: Variant, endpoint: str) -> _Answers:
         model = (family, variant.id)

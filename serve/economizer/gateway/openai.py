@@ -50,6 +50,7 @@ _TERM_HEADERS: tuple[tuple[str, tuple[str, ...], float], ...] = (
 )
 _TERM_NAMES = tuple(term for term, _, _ in _TERM_HEADERS)
 _NO_TERMS = Terms()
+_TOKENS_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +58,8 @@ class WireRequest:
     """One request as it came over the wire, checked: what routing and relaying read of it.
 
     ``prompt_text`` is the prompt's text in order, for its length and its prefix only; it is never kept or logged.
-    ``wants_usage`` says that a stream's usage chunk was asked for.
+    ``sequences`` is how many answers are asked for: choices, times prompts. ``wants_usage`` says that a stream's usage
+    chunk was asked for.
     """
 
     endpoint: str
@@ -69,6 +71,7 @@ class WireRequest:
     needs: frozenset[str]
     prompt_text: str
     output_tokens_max: int | None
+    sequences: int
     user: str
 
 
@@ -97,16 +100,24 @@ def read_request(endpoint: str, raw: bytes, headers: Mapping[str, str]) -> WireR
         needs=needs,
         prompt_text=prompt,
         output_tokens_max=0 if endpoint == "embeddings" else _output_cap(values),
+        sequences=_sequences(endpoint, values),
         user=values.get("user") or "",
     )
+
+
+def _sequences(endpoint: str, values: Mapping[str, Any]) -> int:
+    prompts = values.get("prompt") if endpoint == "completions" else None
+    several = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+    choices = min(_TOKENS_MAX, max(1, values.get("n") or 1))
+    return choices * (len(prompts) if several and isinstance(prompts, list) else 1)
 
 
 def _output_cap(values: Mapping[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         cap = values.get(name)
         if cap is not None:
-            if cap < 0:
-                raise _wrong(name, cap, "0 or more")
+            if not 0 <= cap <= _TOKENS_MAX:
+                raise _wrong(name, cap, f"between 0 and {_TOKENS_MAX}")
             return int(cap)
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from economizer.errors import EconomizerError
 from economizer.gateway.relay import Usage
 from economizer.router.types import Decision, Terms
 from economizer.variants.estimate import UNKNOWN, Costs, request_costs
@@ -48,6 +49,7 @@ class Attempt:
 class Receipt:
     """One request from its arrival to its end. Filled in as the request goes on; read-only once kept.
 
+    ``redecision`` is what was decided after the first engine failed.
     ``outcome`` is ok, engine_error, client_closed, refused or failed. Times in seconds from arrival.
     """
 
@@ -59,6 +61,7 @@ class Receipt:
     stream: bool
     terms: Terms
     decision: Decision
+    redecision: Decision | None = None
     attempts: list[Attempt] = field(default_factory=list)
     variant: Variant | None = None
     full: Variant | None = None
@@ -73,6 +76,11 @@ class Receipt:
     usage: Usage | None = None
     costs: Costs | None = None
     full_costs: Costs | None = None
+
+    @property
+    def last_decision(self) -> Decision:
+        """The one that the answer came of."""
+        return self.redecision or self.decision
 
     def ended(self, outcome: str, *, status: int | None, error: str | None = None) -> None:
         """Write down how it ended; a status that the caller has seen already stays."""
@@ -99,8 +107,8 @@ class Receipt:
             **_costs(self.costs),
             "full": {"variant": self.full.name, **_costs(self.full_costs)} if self.full else None,
         }
-        if self.decision.missed:
-            short["missed"] = [refusal.reason for refusal in self.decision.missed]
+        if self.last_decision.missed:
+            short["missed"] = [refusal.reason for refusal in self.last_decision.missed]
         return short
 
     def short_json(self) -> str:
@@ -148,7 +156,6 @@ class Receipt:
 
     def long(self) -> dict[str, Any]:
         """What ``GET /v1/receipts/{id}`` answers."""
-        decision = asdict(self.decision)
         return {
             "id": self.id,
             "object": "economizer.receipt",
@@ -162,7 +169,8 @@ class Receipt:
             "status": self.status,
             "error": self.error,
             "terms": asdict(self.terms),
-            "decision": decision,
+            "decision": asdict(self.decision),
+            "redecision": asdict(self.redecision) if self.redecision else None,
             "attempts": [asdict(attempt) for attempt in self.attempts],
             "actual": {
                 "ttft_s": self.ttft_s,
@@ -213,6 +221,13 @@ class RequestLog:
     def add(self, receipt: Receipt) -> None:
         """Note what the log says of a request that has ended."""
         self._lines.append(receipt.log_line())
+
+    def add_refusal(self, request_id: str, endpoint: str, error: EconomizerError, now_s: float) -> None:
+        """Note a request that was refused before anything was decided."""
+        line = {"time": round(now_s, 3), "event": "request", "request_id": request_id, "endpoint": endpoint}
+        self._lines.append(
+            to_json({**line, "outcome": "refused", "status": error.status, "error": error.code or error.type}).decode()
+        )
 
     def write(self) -> None:
         """Write what was noted since the last time."""

@@ -16,8 +16,19 @@ from economizer.gateway.body import add_to_usage
 
 # Hop-by-hop fields, and those that the relay or its server writes anew.
 _NOT_FORWARDED = frozenset(
-    {"accept-encoding", "authorization", "connection", "content-length", "cookie", "expect", "host", "keep-alive"}
+    {
+        "accept-encoding",
+        "api-key",
+        "authorization",
+        "connection",
+        "content-length",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+    }
     | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    | {"x-api-key", "x-data-parallel-rank"}
 )
 _NOT_RETURNED = frozenset(
     {b"connection", b"content-length", b"date", b"keep-alive", b"server", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -54,6 +65,7 @@ class EngineAnswer:
         headers = [(name.lower(), value) for name, value in response.raw_headers]
         self.headers = [(name, value) for name, value in headers if name not in _NOT_RETURNED]
         self.is_stream = response.content_type == "text/event-stream"
+        self.is_json = response.content_type == "application/json"
         self.first = first
         self._response = response
         self._idle_timeout_s = idle_timeout_s
@@ -76,10 +88,13 @@ class EngineAnswer:
         content = self._response.content
         watch = _IdleWatch(self._idle_timeout_s, self._response.close)
         try:
+            watch.pause()  # a caller that reads slowly is not an engine that is silent
             yield self.first
+            watch.resume()
             while chunk := await content.readany():
-                watch.seen()
+                watch.pause()
                 yield chunk
+                watch.resume()
         except (aiohttp.ClientError, ConnectionError) as error:
             if watch.expired:
                 raise self._idle() from error
@@ -101,7 +116,7 @@ class EngineAnswer:
 class _IdleWatch:
     """Closes something when nothing was seen for a while; one timer a stream, not one a chunk."""
 
-    __slots__ = ("_close", "_handle", "_last", "_loop", "_timeout_s", "expired")
+    __slots__ = ("_close", "_handle", "_last", "_loop", "_paused", "_timeout_s", "expired")
 
     def __init__(self, timeout_s: float, close: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -109,13 +124,18 @@ class _IdleWatch:
         self._close = close
         self._last = self._loop.time()
         self.expired = False
+        self._paused = False
         self._handle = self._loop.call_at(self._last + timeout_s, self._check)
 
-    def seen(self) -> None:
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
         self._last = self._loop.time()
 
     def _check(self) -> None:
-        due = self._last + self._timeout_s
+        due = (self._loop.time() if self._paused else self._last) + self._timeout_s
         if self._loop.time() >= due:
             self.expired = True
             self._close()
@@ -157,6 +177,8 @@ class Relay:
             async with asyncio.timeout(wait_s):
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
                 first = await response.content.readany()
+        except aiohttp.ServerTimeoutError as error:  # of the connection: it is a TimeoutError, too
+            raise EngineFailed(f"The engine could not be reached: {type(error).__name__}.") from error
         except TimeoutError as error:
             _drop(response)
             raise EngineTimeout(f"The engine gave no first byte within {wait_s:g} s.") from error

@@ -18,6 +18,10 @@ from economizer.router.policies import Policy
 from economizer.variants.catalog import Catalog
 
 
+def _opaque(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
 @dataclass(kw_only=True, slots=True)
 class Gateway:
     """One gateway: its configuration, its view of the fleet, its way to the engines, and its books."""
@@ -72,8 +76,11 @@ class Gateway:
 
     def caller(self, headers: Mapping[str, str]) -> str:
         """An opaque name for whoever holds the request's key; empty without one."""
-        key = headers.get("authorization", "")
-        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+        return _opaque(headers.get("authorization") or headers.get("x-api-key") or headers.get("api-key") or "")
+
+    def user(self, caller: str, user: str) -> str:
+        """An opaque name for one of a caller's own users; the caller's where it names none."""
+        return _opaque(f"{caller}/{user}") if user else caller
 
     def policy(self, family: str, asked: str | None) -> Policy:
         """The policy that a request asks for, or its family's; raises InvalidRequest for one that does not exist."""

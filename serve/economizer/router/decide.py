@@ -30,6 +30,7 @@ from economizer.router.types import (
 from economizer.variants.estimate import request_costs
 
 _WAKING_TERMS = frozenset({"ttft_s_max", "e2e_s_max"})
+_LATENCY_TERMS = _WAKING_TERMS | {"tpot_s_max"}
 _NOBODY = ReplicaState(id="", ready=False)
 
 
@@ -169,15 +170,18 @@ def worth_waking(decision: Decision) -> list[str]:
     return wanted
 
 
-def refusal_error(decision: Decision, *, retry_after_s: float) -> EconomizerError:
+def refusal_error(decision: Decision, *, retry_after_s: float, degrade: bool = False) -> EconomizerError:
     """The error for a decision without a variant: each variant and what it fails, in words.
 
-    What will pass (a full queue, an engine that is coming up) outweighs what will not.
+    What will pass (a full queue, an engine that is coming up, and the latency that comes of it) outweighs what will
+    not. ``degrade`` says that the caller waived its terms.
     """
     weighed = [c for c in decision.candidates if all(refusal.term != "pinned" for refusal in c.refusals)]
     reasons = "; ".join(f"{c.variant}: " + ", ".join(r.reason for r in c.refusals) for c in weighed)
     message = f"No variant of {decision.family} can serve this request: {reasons}."
     failed = [{refusal.term for refusal in c.refusals} for c in weighed]
+    waived = TERMS.keys() if degrade else _LATENCY_TERMS
+    failed = [terms - waived if terms & {"health", "capacity"} else terms for terms in failed]
     if any(terms <= {"capacity"} for terms in failed):
         return Overloaded(message, retry_after_s=retry_after_s)
     if any(terms <= {"health", "capacity"} for terms in failed):

@@ -46,6 +46,7 @@ def test_a_chat_request_is_read_as_far_as_routing_needs_it() -> None:
         needs=frozenset({"tools", "json"}),
         prompt_text="user\nhello\n[{'type': 'function'}]",
         output_tokens_max=20,
+        sequences=1,
         user="ann",
     )
 
@@ -158,7 +159,7 @@ def test_an_embedding_has_no_answer_tokens() -> None:
         ({**CHAT, "stream": "yes"}, "stream is 'yes': it must be a boolean.", "stream"),
         ({**CHAT, "max_tokens": True}, "max_tokens is True: it must be an integer.", "max_tokens"),
         ({**CHAT, "max_tokens": 1.5}, "max_tokens is 1.5: it must be an integer.", "max_tokens"),
-        ({**CHAT, "max_tokens": -1}, "max_tokens is -1: it must be 0 or more.", "max_tokens"),
+        ({**CHAT, "max_tokens": -1}, "max_tokens is -1: it must be between 0 and 2147483647.", "max_tokens"),
         ({**CHAT, "temperature": "hot"}, "temperature is 'hot': it must be a number.", "temperature"),
         ({**CHAT, "tools": {}}, "tools is a dict: it must be an array.", "tools"),
         ({**CHAT, "economizer": []}, "economizer is a list: it must be an object.", "economizer"),
@@ -377,3 +378,16 @@ def test_every_endpoint_and_header_is_documented() -> None:
         *("x-quality-min", "x-max-cost-usd", "x-max-energy-j", "x-max-carbon-g"),
         *("x-economizer-policy", "x-economizer-on-unmet", "x-session-id"),
     }
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "sequences"),
+    [
+        ("chat", {"messages": [{"role": "user", "content": "x"}], "n": 8}, 8),
+        ("completions", {"prompt": ["a", "b", "c"], "n": 2}, 6),
+        ("completions", {"prompt": [1, 2, 3]}, 1),  # one prompt of token ids
+        ("completions", {"prompt": [[1], [2]]}, 2),
+    ],
+)
+def test_the_answers_asked_for_are_choices_times_prompts(endpoint: str, body: dict[str, Any], sequences: int) -> None:
+    assert read_request(endpoint, json.dumps({"model": "m", **body}).encode(), {}).sequences == sequences

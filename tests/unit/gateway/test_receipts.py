@@ -143,6 +143,7 @@ def test_the_long_receipt_explains_the_choice() -> None:
     made.attempts.append(Attempt(variant="int8", replica="r1"))
     long = made.long()
     decision = long.pop("decision")
+    assert long.pop("redecision") is None
     assert long == {
         "id": "ecr-1",
         "object": "economizer.receipt",

@@ -432,3 +432,13 @@ def test_raising_the_floor_never_lowers_the_quality_chosen_where_several_scorers
     fleet = [of("a", 0.9, 720.0, 0.5, 0.02), of("b", 0.8, 720.0, 0.2, 0.05), of("c", 0.7, 1800.0, 0.2, 0.02)]
     chosen = [decide(chat(), Terms(quality_min=floor), fleet, POLICIES["balanced"]).variant for floor in (None, 0.75)]
     assert chosen == ["a", "a"]
+
+
+def test_a_full_or_missing_engine_is_said_to_come_back_whatever_latency_was_asked() -> None:
+    hurried = Terms(ttft_s_max=0.01)
+    for replicas, error in (((BUSY,), Overloaded), ((), NotReady)):
+        decision = decide(chat(), hurried, [replace(full(), replicas=replicas)], CHEAP)
+        assert isinstance(refusal_error(decision, retry_after_s=1.0), error)
+    dear = decide(chat(), Terms(quality_min=1.0), [replace(int8(), replicas=())], CHEAP)
+    assert isinstance(refusal_error(dear, retry_after_s=1.0), TermsUnmet)
+    assert isinstance(refusal_error(dear, retry_after_s=1.0, degrade=True), NotReady)
