@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from traceback import format_tb
 
 from starlette.types import Receive, Scope, Send
@@ -121,8 +121,9 @@ class Exchange:
         decision = self._decide(job.profile, job.wire)
         for variant in decision.ranking:
             if gateway.fleet.record(job.profile.family, variant).any_ready_but(avoid):
-                job.receipt.redecision = decision
-                gateway.metrics.retried(decision)
+                again = replace(decision, variant=variant, missed=decision.candidate(variant).refusals)
+                job.receipt.redecision = again
+                gateway.metrics.retried(again)
                 await self._attempt(job, variant, may_retry=False, avoid=avoid)
                 return
         if isinstance(error, _EngineRefusal):
