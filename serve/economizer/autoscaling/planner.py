@@ -20,7 +20,6 @@ class VariantLoad:
     """
 
     variant: str
-    replicas: int
     replicas_min: int
     replicas_max: int
     requests_per_replica: float

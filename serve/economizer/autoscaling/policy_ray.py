@@ -50,7 +50,6 @@ def _load(context: AutoscalingContext, demand: float, held: float) -> VariantLoa
     requests = sum(sum(metrics.get(name, {}).values()) for name in ("running", "waiting"))
     return VariantLoad(
         variant=context.deployment_name,
-        replicas=context.target_num_replicas,
         replicas_min=context.capacity_adjusted_min_replicas,
         replicas_max=context.capacity_adjusted_max_replicas,
         requests_per_replica=context.config.target_ongoing_requests if context.config else 1.0,

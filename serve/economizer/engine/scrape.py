@@ -12,22 +12,16 @@ from prometheus_client.parser import text_string_to_metric_families
 _RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
 _WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
 _KV_USED = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
-_PREFIX_HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
-_PREFIX_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
-_WANTED = frozenset((*_RUNNING, *_WAITING, *_KV_USED, *_PREFIX_HITS, *_PREFIX_QUERIES))
+_WANTED = frozenset((*_RUNNING, *_WAITING, *_KV_USED))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
-    """What an engine says of itself. ``kv_used`` and ``prefix_hit_share`` are in [0, 1]; None is unknown.
-
-    ``prefix_hit_share`` is the share of prompt tokens found in the prefix cache since the engine started.
-    """
+    """What an engine says of itself. ``kv_used`` is in [0, 1]; None is unknown."""
 
     running: int | None = None
     waiting: int | None = None
     kv_used: float | None = None
-    prefix_hit_share: float | None = None
 
     @property
     def idle(self) -> bool:
@@ -40,12 +34,10 @@ def read_metrics(text: str) -> EngineLoad:
     values = _values(text)
     running, waiting = _first(values, _RUNNING), _first(values, _WAITING)
     kv_used = _first(values, _KV_USED)
-    hits, queries = _first(values, _PREFIX_HITS), _first(values, _PREFIX_QUERIES)
     return EngineLoad(
         running=int(sum(running)) if running else None,
         waiting=int(sum(waiting)) if waiting else None,
         kv_used=fmean(kv_used) if kv_used else None,
-        prefix_hit_share=sum(hits) / sum(queries) if hits and queries and sum(queries) > 0 else None,
     )
 
 

@@ -169,7 +169,7 @@ class Decision:
     """What was chosen and why.
 
     ``variant`` is the chosen variant's name, None when every candidate was refused. ``ranking`` are the variants
-    that meet the terms, best first, ``variant`` leading: where to turn when the first fails. ``missed`` are the terms
+    that meet the terms, best first, ``variant`` leading. ``missed`` are the terms
     that the chosen variant does not meet (only with ``on_unmet: degrade``).
     """
 

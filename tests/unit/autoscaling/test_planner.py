@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 def load(
     variant: str = "m@full",
     *,
-    replicas: int = 1,
     replicas_min: int = 0,
     replicas_max: int = 4,
     requests: float = 0.0,
@@ -15,7 +14,6 @@ def load(
 ) -> VariantLoad:
     return VariantLoad(
         variant=variant,
-        replicas=replicas,
         replicas_min=replicas_min,
         replicas_max=replicas_max,
         requests_per_replica=8.0,
@@ -28,7 +26,7 @@ def test_a_plan_holds_every_variants_requests_between_its_bounds_and_says_why() 
     loads = (
         load("m@full", replicas_min=2, requests=1.0),
         load("m@int8", requests=20.0),
-        load("m@small", replicas=4, requests=100.0),
+        load("m@small", requests=100.0),
     )
     assert plan(Snapshot(variants=loads), now_s=7.0) == Plan(
         made_s=7.0,
@@ -65,18 +63,15 @@ def test_replicas_for_a_load(requests: float, demand: float, replicas: int) -> N
 
 
 def test_replicas_that_nobody_needs_are_given_up() -> None:
-    assert plan(Snapshot(variants=(load(replicas=4),)), 0.0).steps[0].replicas == 0
+    assert plan(Snapshot(variants=(load(),)), 0.0).steps[0].replicas == 0
 
 
-@given(
-    st.integers(0, 20), st.integers(0, 5), st.integers(1, 10), st.floats(0, 500), st.floats(0, 500), st.floats(0, 100)
-)
+@given(st.integers(0, 5), st.integers(1, 10), st.floats(0, 500), st.floats(0, 500), st.floats(0, 100))
 def test_a_plan_keeps_the_bounds_and_more_load_never_means_fewer_replicas(
-    replicas: int, replicas_min: int, more: int, requests: float, extra: float, demand: float
+    replicas_min: int, more: int, requests: float, extra: float, demand: float
 ) -> None:
     def planned(requests: float) -> int:
         one = load(
-            replicas=replicas,
             replicas_min=replicas_min,
             replicas_max=replicas_min + more,
             requests=requests,
@@ -89,4 +84,4 @@ def test_a_plan_keeps_the_bounds_and_more_load_never_means_fewer_replicas(
 
 def test_a_replica_that_holds_no_request_cannot_be_planned_with() -> None:
     with pytest.raises(ValueError, match=r"^requests_per_replica is 0: must be above 0"):
-        VariantLoad(variant="m", replicas=1, replicas_min=0, replicas_max=1, requests_per_replica=0)
+        VariantLoad(variant="m", replicas_min=0, replicas_max=1, requests_per_replica=0)

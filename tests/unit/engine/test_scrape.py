@@ -15,12 +15,12 @@ vllm:e2e_request_latency_seconds_bucket{engine="0",le="0.3",model_name="m@full"}
 
 
 def test_a_vllm_page_tells_the_load_of_its_engine() -> None:
-    assert read_metrics(ONE_CORE) == EngineLoad(running=3, waiting=2, kv_used=0.25, prefix_hit_share=0.25)
+    assert read_metrics(ONE_CORE) == EngineLoad(running=3, waiting=2, kv_used=0.25)
 
 
 def test_data_parallel_cores_are_summed_and_their_shares_averaged() -> None:
     second = ONE_CORE.replace('engine="0"', 'engine="1"').replace("} 0.25", "} 0.75").replace("} 100.0", "} 300.0")
-    assert read_metrics(ONE_CORE + second) == EngineLoad(running=6, waiting=4, kv_used=0.5, prefix_hit_share=0.5)
+    assert read_metrics(ONE_CORE + second) == EngineLoad(running=6, waiting=4, kv_used=0.5)
 
 
 def test_older_versions_names_are_known() -> None:
@@ -38,7 +38,6 @@ def test_other_engines_that_count_the_same_things_are_read_too() -> None:
 
 def test_what_a_page_does_not_tell_is_unknown_and_not_zero() -> None:
     assert read_metrics("process_cpu_seconds_total 3.0\n") == EngineLoad()
-    assert read_metrics("vllm:prefix_cache_queries_total 0.0\nvllm:prefix_cache_hits_total 0.0\n") == EngineLoad()
 
 
 def test_an_engine_that_does_not_tell_its_load_does_not_count_as_idle() -> None:
