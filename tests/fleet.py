@@ -172,8 +172,12 @@ class Fleet:
         os.killpg(self._up.pid, signal.SIGINT)
         code = self._up.wait(END_S)
         self._reader.join(5)
-        left = [line for pid, line in mine.items() if _command_line(pid) == line]
-        left += [_command_line(pid) for pid in _all_processes() if str(folder) in _command_line(pid)]
+        for _ in range(50):  # a killed process takes the kernel a moment
+            left = [line for pid, line in mine.items() if _command_line(pid) == line]
+            left += [_command_line(pid) for pid in _all_processes() if str(folder) in _command_line(pid)]
+            if not left:
+                break
+            time.sleep(0.2)
         return code, left
 
     def kill(self) -> None:
