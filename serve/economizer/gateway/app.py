@@ -94,7 +94,7 @@ def own_routes(gateway: Gateway) -> FastAPI:
 
 def _model(gateway: Gateway, name: str, means: ModelName) -> dict[str, Any]:
     family = gateway.catalog.family(means.family)
-    variants = [v for v in family.variants if means.variant in (None, v.name)]
+    variants = [v for v in family.variants if (means.variant == v.name if means.variant else v.routed)]
     return {
         "id": name,
         "object": "model",

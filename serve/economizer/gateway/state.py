@@ -92,13 +92,14 @@ class Gateway:
         return policy
 
     def ready_families(self) -> list[str]:
-        """Families that can answer now: some variant is ready, or may be woken."""
+        """Families that can answer now: some variant that the router chooses by itself is ready, or may be woken."""
         return [
             family.name
             for family in self.catalog.families
             if any(
                 self.fleet.record(family.name, variant.name).any_ready or variant.replicas_min == 0
                 for variant in family.variants
+                if variant.routed
             )
         ]
 

@@ -22,6 +22,14 @@ def pinned(profile: RequestProfile, terms: Terms, state: VariantState, found: Pr
     return Refusal(term="pinned", limit=profile.pinned, offered=name, reason=f"the request pins {profile.pinned}")
 
 
+def routed(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:
+    """It was measured and not promoted, so that only those who name it get it."""
+    if state.variant.routed or profile.pinned is not None:
+        return None
+    reason = "it is served only when a request pins it: the gate did not promote it"
+    return Refusal(term="routed", limit=None, offered=None, reason=reason)
+
+
 def lora(profile: RequestProfile, terms: Terms, state: VariantState, found: Prediction) -> Refusal | None:
     """The variant does not serve the LoRA adapter."""
     if profile.lora is None or profile.lora in state.variant.loras:
@@ -125,7 +133,7 @@ def carbon(profile: RequestProfile, terms: Terms, state: VariantState, found: Pr
     return _ceiling("carbon_g_max", terms.carbon_g_max, found.costs.carbon_g, "carbon", "gCO2e")
 
 
-ABILITIES: tuple[Filter, ...] = (pinned, lora, features, context, health, capacity)
+ABILITIES: tuple[Filter, ...] = (pinned, routed, lora, features, context, health, capacity)
 TERMS: Mapping[str, Filter] = MappingProxyType(
     {
         "quality_min": quality,

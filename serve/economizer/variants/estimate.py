@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
 
-from economizer.variants.types import SpeedCard, Variant
+from economizer.variants.types import EnergyCard, SpeedCard, Variant
 
 _J_PER_KWH = 3.6e6
 
@@ -28,15 +28,29 @@ def decode_tokens_per_s(card: Mapping[int, float], batch: float) -> float:
 
     Beyond the largest measured batch the rate stays; below the smallest it shrinks with the batch.
     """
-    rate = card.get(batch)  # type: ignore[call-overload]
-    if rate is not None:
-        return float(rate)
+    return _at_batch(card, batch, slope_below=1)
+
+
+def decode_j_per_token(card: Mapping[int, float], batch: float) -> float:
+    """Joules per output token of one request in such a batch, by the same power law.
+
+    Beyond the largest measured batch they stay. Below the smallest a decode step is taken to need what it needs there,
+    for fewer tokens.
+    """
+    return _at_batch(card, batch, slope_below=-1)
+
+
+def _at_batch(card: Mapping[int, float], batch: float, *, slope_below: int) -> float:
+    """What a card says of a batch size; ``slope_below`` is the power law's exponent under the smallest measured one."""
+    measured = card.get(batch)  # type: ignore[call-overload]
+    if measured is not None:
+        return float(measured)
     below = max((size for size in card if size < batch), default=None)
     above = min((size for size in card if size > batch), default=None)
     if above is None:
         return card[max(card)]
     if below is None:
-        return card[above] * max(batch, 1e-9) / above
+        return float(card[above] * (max(batch, 1e-9) / above) ** slope_below)
     share = log(batch / below) / log(above / below)
     return float(card[below] * (card[above] / card[below]) ** share)
 
@@ -51,18 +65,29 @@ def engine_seconds(speed: SpeedCard, *, prompt_tokens: float, output_tokens: flo
     return prefill_s + decode_s
 
 
+def engine_joules(energy: EnergyCard, *, prompt_tokens: float, output_tokens: float, batch: float) -> float:
+    """The engine's active energy that falls to one request, counted over the same tokens as its seconds are."""
+    prefill_j = prompt_tokens * energy.prefill_j_per_token
+    decode_j = max(0.0, output_tokens - 1) * decode_j_per_token(energy.decode_j_per_token, max(1.0, batch))
+    return prefill_j + decode_j
+
+
 def request_costs(variant: Variant, *, prompt_tokens: float, output_tokens: float, batch: float = 1.0) -> Costs:
     """Joules, dollars and grams of one request in a batch of ``batch``; None where a card is unknown.
 
-    Energy is active power times the request's engine seconds; dollars are the hourly price times the same; grams are
-    energy times PUE times the grid's intensity.
+    Energy is by the energy card, or, without one, active power times the request's engine seconds; dollars are the
+    hourly price times the same seconds; grams are energy times PUE times the grid's intensity.
     """
-    speed, power, price = variant.speed, variant.power, variant.price
-    if speed is None:
-        return UNKNOWN
-    engine_s = engine_seconds(speed, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
-    energy_j = None if power is None else power.active_w * engine_s
-    cost_usd = None if price is None else price.usd_per_hour * engine_s / 3600
+    speed, power, energy, price = variant.speed, variant.power, variant.energy, variant.price
+    engine_s = energy_j = cost_usd = None
+    if speed is not None:
+        engine_s = engine_seconds(speed, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
+    if energy is not None:
+        energy_j = engine_joules(energy, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
+    elif power is not None and engine_s is not None:
+        energy_j = power.active_w * engine_s
+    if price is not None and engine_s is not None:
+        cost_usd = price.usd_per_hour * engine_s / 3600
     carbon_g = None
     if energy_j is not None and price is not None and price.carbon_g_per_kwh is not None:
         carbon_g = energy_j / _J_PER_KWH * price.pue * price.carbon_g_per_kwh
