@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gateway run format check test test-unit test-integration test-e2e bench-gateway lock clean
+.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-e2e bench-gateway lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -21,6 +21,10 @@ setup-gateway:
 # exec: Ctrl-C and SIGTERM reach the gateway itself, and no shell is left between.
 run: setup ## start the gateway and its engines (CONFIG=deploy/config.yaml); Ctrl-C ends it
 	@exec .venv/bin/economizer up $(CONFIG)
+
+variants: setup ## make, measure and publish the embedded model's variants (about 45 minutes; DATA=folder of public sets)
+	@OMP_NUM_THREADS=1 .venvs/compression/bin/economizer-compress build compression/families/smollm2-135m.yaml \
+		$(if $(DATA),--suite public --data $(DATA))
 
 format: setup-gateway ## format the code and repair what ruff can repair
 	.venv/bin/ruff check --fix-only .

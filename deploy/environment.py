@@ -38,6 +38,7 @@ MODELS_DISK_GIB = 1
 MODELS_MEMORY_GIB = 2
 BASE_MODEL = "smollm2-135m-instruct"
 INT8_MODEL = "smollm2-135m-instruct-w8a8"
+FAMILY = "smollm2-135m"
 
 
 class Environment(NamedTuple):
@@ -202,7 +203,8 @@ def make_models(steps: Steps) -> None:
         run("models", [python, "-m", "economizer_compression.export", "--out", str(base)])
     if not int8.exists():
         steps.say(f"models: quantising {INT8_MODEL}")
-        run("models", [python, "-m", "economizer_compression.int8", "--model", str(base), "--out", str(int8)])
+        made = ["run", "int8-rtn", "--model", str(base), "--out", str(int8), "--family", FAMILY, "--variant", "int8"]
+        run("models", [python, "-m", "economizer_compression.cli", *made])
     steps.say("models: ready")
 
 

@@ -15,7 +15,7 @@ from economizer.router.types import (
     RequestProfile,
     VariantState,
 )
-from economizer.variants.types import EnergyCard, PowerCard, Price, QualityCard, SpeedCard, Variant
+from economizer.variants.types import PowerCard, Price, QualityCard, SpeedCard, Variant
 
 SPEED = SpeedCard(prefill_tokens_per_s=1024.0, decode_tokens_per_s={1: 64.0}, source="made up")
 POWER = PowerCard(active_w=100.0, source="made up")
@@ -58,12 +58,10 @@ def variant(
     quality: float | None = 1.0,
     speed: SpeedCard | None = SPEED,
     power: PowerCard | None = POWER,
-    energy: EnergyCard | None = None,
     usd_per_hour: float = 3600.0,
     carbon_g_per_kwh: float | None = None,
     replicas_min: int = 1,
     replicas_max: int = 1,
-    routed: bool = True,
 ) -> Variant:
     """A variant whose engine costs a dollar a second."""
     return Variant(
@@ -77,11 +75,9 @@ def variant(
         quality=None if quality is None else QualityCard(score=quality, source="made up"),
         speed=speed,
         power=power,
-        energy=energy,
         price=Price(usd_per_hour=usd_per_hour, carbon_g_per_kwh=carbon_g_per_kwh, source="made up"),
         replicas_min=replicas_min,
         replicas_max=replicas_max,
-        routed=routed,
     )
 
 

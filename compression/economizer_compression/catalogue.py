@@ -3,7 +3,7 @@
 Every figure in it comes from a manifest; what a manifest does not know is left out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from economizer_compression.whole_files import locked, write_whole
 FILE_NAME = "catalogue.yaml"
 HEADER = """\
 # Written by economizer-compress, which replaces what it says of a variant whenever that is published again.
-# A gateway's configuration reads it; what it says itself of a variant counts more.
+# A gateway whose configuration names this file lays it over what that declares: a measured card counts more.
 """
 # The manifest's time to a first token includes its prompt's prefill, which the router adds by itself. How long that
 # prompt was is not recorded, so what is left for the empty prompt is bounded by what an idle engine takes at most.
@@ -117,14 +117,17 @@ def unregister(catalogue: Path, variants: Iterable[tuple[str, str]]) -> None:
 
 def catalogued(catalogue: Path) -> set[tuple[str, str]]:
     """The (family, variant) pairs that the catalogue names; none where there is no file."""
-    return {(family, variant) for family, value in _read(catalogue).items() for variant in value["variants"]}
+    return {(family, variant) for family, value in _read(catalogue).items() for variant in value.get("variants", {})}
 
 
-def catalogued_folders(catalogue: Path) -> set[Path]:
-    """The folders that the catalogue's engines load, as absolute paths."""
-    entries = [entry for family in _read(catalogue).values() for entry in family["variants"].values()]
-    models = [entry["engine"]["model"] for entry in entries]
-    return {catalogue.absolute().parent / model for model in models}
+def catalogued_folders(catalogue: Path, *, without: Collection[tuple[str, str]] = ()) -> set[Path]:
+    """The folders that the catalogue's engines load, as absolute paths, less those of the variants in `without`."""
+    return {
+        catalogue.absolute().parent / entry["engine"]["model"]
+        for family, value in _read(catalogue).items()
+        for variant, entry in value.get("variants", {}).items()
+        if "engine" in entry and (family, variant) not in without
+    }
 
 
 def _reference(catalogue: Path, folder: Path) -> str:
@@ -140,7 +143,7 @@ def _changed(catalogue: Path) -> Iterator[dict[str, Any]]:
         families = _read(catalogue)
         yield families
         ordered = {
-            family: {**value, "variants": dict(sorted(value["variants"].items()))}
+            family: {**value, "variants": dict(sorted(value.get("variants", {}).items()))}
             for family, value in sorted(families.items())
         }
         text = yaml.safe_dump({"families": ordered}, sort_keys=False, allow_unicode=True, width=120)
@@ -157,16 +160,16 @@ def _read(catalogue: Path) -> dict[str, Any]:
     families = content.get("families") if isinstance(content, dict) else content
     if not isinstance(families, dict) or not all(_is_family(family) for family in families.values()):
         raise CompressionError(
-            f"{catalogue} is no catalogue: it must hold families, each with variants, each with engine.model"
+            f"{catalogue} is no catalogue: it must hold families, in each variants, and in each of these engine.model"
         )
     return families
 
 
 def _is_family(family: Any) -> bool:
-    variants = family.get("variants") if isinstance(family, dict) else None
-    return isinstance(variants, dict) and all(
-        isinstance(variant, dict)
-        and isinstance(variant.get("engine"), dict)
-        and isinstance(variant["engine"].get("model"), str)
-        for variant in variants.values()
-    )
+    variants = family.get("variants", {}) if isinstance(family, dict) else None
+    return isinstance(variants, dict) and all(_is_variant(variant) for variant in variants.values())
+
+
+def _is_variant(variant: Any) -> bool:
+    engine = variant.get("engine", {"model": ""}) if isinstance(variant, dict) else None
+    return isinstance(engine, dict) and isinstance(engine.get("model"), str)

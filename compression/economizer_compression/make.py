@@ -6,32 +6,30 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from economizer.variants.manifest import Candidate, Making, Manifest, Origin, Step
 from safetensors import SafetensorError
-from safetensors.torch import safe_open
 from transformers import AutoTokenizer
 
 from economizer_compression import overlap
 from economizer_compression.calibration import CalibrationTexts, calibration_samples
+from economizer_compression.checks import check
 from economizer_compression.errors import CompressionError
 from economizer_compression.loading import load_model, model_to_compress
-from economizer_compression.manifests import digest_folder, read_manifest, write_manifest
-from economizer_compression.model_folder import GIB, ModelFolder, available_memory_bytes, require_disk
+from economizer_compression.manifests import digest_folder, write_manifest
+from economizer_compression.model_folder import ModelFolder
 from economizer_compression.oneshot import apply_steps
-from economizer_compression.progress import steps as progress
-from economizer_compression.pruning import drop_blocks, drop_channels, require_prunable
+from economizer_compression.provenance import hardware, versions
+from economizer_compression.pruning import drop_blocks, drop_channels
 from economizer_compression.recipes import (
     STRUCTURAL,
     DepthPrune,
@@ -39,14 +37,11 @@ from economizer_compression.recipes import (
     Recipe,
     StepSettings,
     WidthPrune,
-    refuse_group_sizes,
 )
 from economizer_compression.suite import Suite
 from economizer_compression.sweep import kept_logits, mean_kl
 
-_WORKING_BYTES = 2 * GIB  # Python, torch and the libraries, and one block's activations
 _HELD_BACK = 4  # samples that candidates are compared on and no candidate saw
-_PACKAGES = ("economizer", "llmcompressor", "compressed-tensors", "transformers", "torch")
 
 Say = Callable[[str], None]
 
@@ -76,7 +71,7 @@ def make_variant(job: Job, say: Say) -> Manifest:
     """
     if job.out.exists():
         raise CompressionError(f"{job.out} exists already; remove it first to make it anew")
-    check(job, say)
+    check(job.recipe, job.source, job.out, say)
     started_s = time.process_time()
     origin = job.source.origin()
     _open_work(job, origin)
@@ -124,74 +119,6 @@ def manifest_of(
     )
 
 
-def check(job: Job, say: Say) -> None:
-    """What would make the work fail later, found now: format, sizes, broken weights, disk and memory."""
-    source, recipe = job.source, job.recipe
-    if source.quantization is not None:
-        raise CompressionError(f"{source.path} is quantised already ({source.quantization}): give the full model")
-    if recipe.hidden_size is not None and recipe.hidden_size != source.config.get("hidden_size"):
-        found = source.config.get("hidden_size")
-        raise CompressionError(f"recipe {recipe.name} is for models of hidden size {recipe.hidden_size}, not {found}")
-    if any(isinstance(step, STRUCTURAL) for step in recipe.steps):
-        require_prunable(source.architecture)
-    refuse_group_sizes(recipe, source.input_channels())
-    count = sum(1 for _ in recipe.candidates())
-    require_disk(job.out.parent, (count + 1) * source.weights_bytes + GIB // 2, f"recipe {recipe.name}")
-    _require_memory(job)
-    say(f"checking {source.weights_bytes / GIB:.2f} GiB of weights")
-    refuse_broken_weights(source)
-
-
-def _require_memory(job: Job) -> None:
-    """The weights may lie on disk, but one block with its Hessians, and the text's activations, may not."""
-    source = job.source
-    widest = max(source.input_channels().values(), default=0)
-    blocks = max(1, int(source.config.get("num_hidden_layers", 1)))
-    block_bytes = source.weights_bytes // blocks + 3 * 4 * widest**2
-    calibration = job.recipe.calibration
-    text_bytes = 0
-    if job.recipe.needs_text:
-        text_bytes = 4 * calibration.samples * calibration.tokens * int(source.config.get("hidden_size", 0))
-    needed, available = _WORKING_BYTES + 2 * block_bytes + text_bytes, available_memory_bytes()
-    if available < needed:
-        raise CompressionError(
-            f"recipe {job.recipe.name} needs {needed / GIB:.1f} GiB of memory for this model, and "
-            f"{available / GIB:.1f} GiB are available: end other programs, or lower calibration.samples"
-        )
-
-
-def refuse_broken_weights(source: ModelFolder) -> None:
-    """Raises CompressionError naming the first tensor that has a NaN or an infinity in it."""
-    files = sorted({tensor.file for tensor in source.tensors.values()})
-    with progress(len(source.tensors), "checking weights") as advance:
-        for file in files:
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118  # not a mapping
-                    tensor = weights.get_tensor(name)
-                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-                        raise CompressionError(f"{file.name} has NaN or infinity in {name}: the model is broken")
-                    advance()
-
-
-def versions() -> dict[str, str]:
-    """The releases that a manifest names."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> str:
-    """The processor, and the GPUs where there are some."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join([f"{name}, {os.cpu_count()} cores", *gpus])
-
-
 def _open_work(job: Job, origin: Origin) -> None:
     """The work folder of this very job; what another job left there is removed."""
     told = {"recipe": asdict(job.recipe), "steps": [step.name for step in job.recipe.steps], "model": origin.sha256}
@@ -210,8 +137,8 @@ def _texts(job: Job, say: Say) -> CalibrationTexts:
     held_back = _HELD_BACK if _is_swept(job.recipe) else 0
     say(f"calibration: {settings.samples + held_back} samples of {settings.tokens} tokens")
 
-    def model() -> tuple[Any, Any]:
-        return load_model(job.source.path)
+    def model() -> Any:
+        return load_model(job.source.path)[0]
 
     return calibration_samples(
         job.suite,
@@ -308,60 +235,3 @@ def _partial_output_removed(job: Job) -> Iterator[None]:
         shutil.rmtree(job.work, ignore_errors=True)
         message = f"the disk at {job.out.parent} is full; what was half written is removed: {error}"
         raise CompressionError(message) from None
-
-
-def import_checkpoint(folder: Path, out: Path, *, family: str, variant: str, full: bool, say: Say) -> Manifest:
-    """Takes over a checkpoint that was made elsewhere, plain or quantised (AutoGPTQ's too), with a manifest.
-
-    The files are linked where they can be and copied otherwise. AutoGPTQ's older layout, with the settings in
-    ``quantize_config.json`` and a name of its own for the weights, is brought into the form that engines load.
-    """
-    if out.exists():
-        raise CompressionError(f"{out} exists already; remove it first to import again")
-    source = ModelFolder.open(folder)
-    require_disk(out.parent, source.weights_bytes, "the import")
-    say(f"checking {source.weights_bytes / GIB:.2f} GiB of weights")
-    refuse_broken_weights(source)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder, partial, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("manifest.json", ".*"))
-    _with_settings_in_config(partial)
-    _with_usual_weights_name(partial)
-    imported = replace(source.origin(), name=source.path.resolve().name)
-    manifest = manifest_of(partial, family=family, variant=variant, origin=imported, full=full)
-    write_manifest(partial, manifest)
-    partial.rename(out)
-    return manifest
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _with_settings_in_config(folder: Path) -> None:
-    older, file = folder / "quantize_config.json", folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if "quantization_config" in config or not older.is_file():
-        return
-    config["quantization_config"] = {**json.loads(older.read_text(encoding="utf-8")), "quant_method": "gptq"}
-    file.unlink()  # a link to the original
-    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def _with_usual_weights_name(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1 and files[0].name != "model.safetensors":
-        files[0].rename(folder / "model.safetensors")
-
-
-def require_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder whose files are as they were written; raises CompressionError otherwise."""
-    from economizer_compression.manifests import damaged_files
-
-    manifest = read_manifest(folder)
-    if damage := damaged_files(folder, manifest):
-        raise CompressionError(f"{folder} is damaged: {'; '.join(damage[:3])}: make it anew")
-    return manifest

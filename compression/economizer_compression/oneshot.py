@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.utils.metric_logging import CompressionLogger
+from loguru import logger
 from torch.utils.data import DataLoader
 
 from economizer_compression.recipes import Awq, Gptq, Quantization, Rtn, SmoothQuant, SparseGpt
@@ -30,6 +32,7 @@ def apply_steps(model: Any, steps: Sequence[OneshotStep], samples: Sequence[Sequ
 
     Sparsifying goes before anything else in a pass of its own, since what follows keeps the zeros that it finds.
     """
+    _quieten()
     losses: dict[str, float] = {}
     first = [step for step in steps if isinstance(step, SparseGpt)]
     rest = [step for step in steps if not isinstance(step, SparseGpt)]
@@ -38,6 +41,12 @@ def apply_steps(model: Any, steps: Sequence[OneshotStep], samples: Sequence[Sequ
             with _recorded_losses(model, losses), _without_pinning():
                 _one_pass(model, passed, samples)
     return losses
+
+
+def _quieten() -> None:
+    """Warnings go on to the terminal; what llmcompressor tells of every module's time and loss does not."""
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", filter=lambda record: record["level"].name != "METRIC")
 
 
 def _one_pass(model: Any, steps: Sequence[OneshotStep], samples: Sequence[Sequence[int]]) -> None:

@@ -94,7 +94,7 @@ def decode_window(streams: Sequence[Sequence[Sample]], cores: float) -> DecodeWi
 
 
 def decode_tokens(request_tokens_per_s: float, window_s: float, room_tokens: int) -> int:
-    """How many tokens each request asks for, so that a batch decodes for about ``window_s``; at least 4."""
+    """How many tokens each request is to make, so that a batch decodes for about ``window_s``; at least 4."""
     wanted = max(_DECODE_TOKENS_MIN, ceil(request_tokens_per_s * window_s) + 1)
     return min(wanted, room_tokens)
 
@@ -129,9 +129,13 @@ def over_batches(rounds: Sequence[Round], figure: Callable[[DecodeWindow], float
     return intervals([{batch: figure(window) for batch, window in one.decode.items()} for one in rounds])
 
 
-def paired_ratios(
-    variant: Sequence[Round], full: Sequence[Round], *, with_energy: bool
-) -> dict[str, Interval]:
+def energy_j_per_token(rounds: Sequence[Round], core_w: float) -> tuple[Interval, dict[int, Interval]]:
+    """(joules per prompt token, joules per output token by batch size): CPU seconds times watts per busy core."""
+    prefill_j = interval([one.prefill.cpu_s_per_token * core_w for one in rounds])
+    return prefill_j, over_batches(rounds, lambda window: window.cpu_s_per_token * core_w)
+
+
+def paired_ratios(variant: Sequence[Round], full: Sequence[Round], *, with_energy: bool) -> dict[str, Interval]:
     """Variant over full in each round, over the rounds: ``ttft``, ``prefill``, ``decode@16``, ``decode_j@16``, ..."""
     ratios = []
     for ours, theirs in zip(variant, full, strict=True):
@@ -141,9 +145,7 @@ def paired_ratios(
     return intervals([{name: one[name] for name in one if name in common} for one in ratios]) if ratios else {}
 
 
-def logprob_differences(
-    served: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]
-) -> tuple[float, float]:
+def logprob_differences(served: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> tuple[float, float]:
     """(largest, mean) absolute difference of the tokens' log probabilities; raises ValueError unless shapes agree."""
     differences = [
         abs(ours - theirs)

@@ -44,7 +44,7 @@ _OWN_ENV = {
     **{"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"},
 }
 _LOG_PREFIX = re.compile(r"^(\([^)]*\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
-_ERROR = re.compile(r"^(\w+\.)*[A-Z]\w*(Error|Exception)\b: ")
+_ERROR = re.compile(r"^((\w+\.)*[A-Z]\w*(Error|Exception)|\S+\.py: error)\b: ")
 _POINTS_ELSEWHERE = ("see root cause above", "see stack trace")
 
 
@@ -196,9 +196,9 @@ class Engine:
             while not _is_healthy(client, f"{self.url}/health"):
                 now_s = time.monotonic()
                 if (code := self._process.poll()) is not None:
-                    raise CompressionError(self._failure(f"it ended with code {code} before it was ready"))
+                    raise CompressionError(self.failure(f"it ended with code {code} before it was ready"))
                 if now_s - began_s > self.settings.start_timeout_s:
-                    raise CompressionError(self._failure(f"it was not ready in {self.settings.start_timeout_s:g} s"))
+                    raise CompressionError(self.failure(f"it was not ready in {self.settings.start_timeout_s:g} s"))
                 if now_s - told_s >= _TOLD_EVERY_S:
                     told_s = now_s
                     last = (self._lines() or [""])[-1]
@@ -206,7 +206,8 @@ class Engine:
                 time.sleep(_POLL_S)
         self.cold_start_s = time.monotonic() - began_s
 
-    def _failure(self, otherwise: str) -> str:
+    def failure(self, otherwise: str) -> str:
+        """What to tell of an engine that failed: its own reason, else ``otherwise``, and its last lines."""
         lines = self._lines()
         reason = engine_reason(lines) or otherwise
         where = "" if self._own_log else f" ({self._log})"
@@ -239,13 +240,13 @@ def engine_reason(lines: Sequence[str]) -> str | None:
     """The error that made an engine give up, as its log names it, in one line.
 
     The last exception counts, since the earlier ones were caught, but not one that points to the cause above it. What
-    pydantic found stands on the line after the next.
+    pydantic found, and the first of several reasons, stand on the line after it.
     """
     texts = [_LOG_PREFIX.sub("", line) for line in lines]
     for at in reversed(range(len(texts))):
         text = texts[at].strip()
         if _ERROR.match(text) and not any(words in text.lower() for words in _POINTS_ELSEWHERE):
-            more = texts[at + 1 : at + 3] if "validation error" in text else []
+            more = texts[at + 1 : at + 2] if "validation error" in text or text.endswith(":") else []
             return " ".join([text, *(line.strip() for line in more)])
     return None
 

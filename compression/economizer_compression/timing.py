@@ -12,7 +12,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from statistics import median
 from typing import Any
@@ -48,23 +49,23 @@ class Timed:
     def ttft_s(self, prompts: Sequence[Sequence[int]]) -> float:
         """Median time from a request to the first part of its stream; one request at a time."""
         times = []
-        with self._client() as client:
+        with _failures_told(self.engine), self._client() as client:
             for prompt in prompts:
-                body = _body(self.engine, prompt, 1, stream=True)
+                body, first_s = _body(self.engine, prompt, 1, stream=True), None
                 began_s = time.monotonic()
                 with client.stream("POST", _PATH, json=body) as reply:
                     _check(self.engine, reply, b"" if reply.is_success else reply.read())
                     for _ in reply.iter_raw():
-                        times.append(time.monotonic() - began_s)
-                        break
-                    for _ in reply.iter_raw():
-                        pass
+                        first_s = first_s or time.monotonic() - began_s
+                if first_s is None:
+                    raise CompressionError(f"{self.engine.name}: the engine ended a stream without a token")
+                times.append(first_s)
         return median(times)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> PrefillWindow:
         """Reads prompts one after the other, with one output token each."""
         bodies = [_body(self.engine, prompt, 1) for prompt in prompts]
-        with self._client() as client:
+        with _failures_told(self.engine), self._client() as client:
             cpu_s, began_s = self.engine.cpu_seconds(), time.monotonic()
             for body in bodies:
                 reply = client.post(_PATH, json=body)
@@ -74,41 +75,50 @@ class Timed:
         return PrefillWindow(tokens=sum(map(len, prompts)), wall_s=wall_s, cpu_s=cpu_s)
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int, limit_s: float) -> DecodeWindow:
-        """Decodes all prompts at the same time, until the first has ``tokens`` or ``limit_s`` is over.
+        """Decodes all prompts at the same time, until each has ``tokens`` or ``limit_s`` is over, and then aborts them.
 
-        The limit counts from the last request's first token, and waits until each request has three parts.
+        No request ends by itself as long as the context has room, however late another one's first token comes. The
+        limit counts from the last request's first token, and waits until each request has three parts.
         """
-        return asyncio.run(self._decode([_body(self.engine, prompt, tokens, stream=True) for prompt in prompts], limit_s))
+        rooms = [self.engine.context_tokens - len(prompt) for prompt in prompts]
+        bodies = [_body(self.engine, *both, stream=True) for both in zip(prompts, rooms, strict=True)]
+        with _failures_told(self.engine):
+            streams, cores = asyncio.run(self._decode(bodies, tokens, limit_s))
+        self.prefill([prompts[0][:1]])  # the step that the aborted requests were in is over when this is answered
+        try:
+            return decode_window(streams, cores)
+        except ValueError as error:
+            raise CompressionError(f"{self.engine.name}: {error}") from error
 
-    async def _decode(self, bodies: Sequence[Mapping[str, Any]], limit_s: float) -> DecodeWindow:
+    async def _decode(
+        self, bodies: Sequence[Mapping[str, Any]], tokens: int, limit_s: float
+    ) -> tuple[list[list[Sample]], float]:
+        """(each request's samples, the cores that the engine kept busy while all ran)."""
         streams: list[list[Sample]] = [[] for _ in bodies]
-        options = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(**self._options(), limits=options) as client:
-            tasks = [
-                asyncio.create_task(self._follow(client, body, stream))
-                for body, stream in zip(bodies, streams, strict=True)
-            ]
+
+        def is_over() -> bool:
+            late = time.monotonic() > began_s + limit_s and min(map(len, streams)) >= _PARTS_MIN
+            return late or min(stream[-1][1] for stream in streams) >= tokens
+
+        async with httpx.AsyncClient(**self._options(), limits=httpx.Limits()) as client:
+            followed = [self._follow(client, body, stream) for body, stream in zip(bodies, streams, strict=True)]
+            tasks = [asyncio.create_task(one) for one in followed]
             try:
                 await _until(lambda: all(streams), tasks)
-                if any(task.done() for task in tasks) and not all(streams):
-                    await asyncio.gather(*(task for task in tasks if task.done()))
-                    raise CompressionError(
-                        f"{self.engine.name}: the engine does not run {len(bodies)} requests at a time: "
-                        f"raise its --max-num-seqs or measure smaller batches"
-                    )
                 cpu_s, began_s = self.engine.cpu_seconds(), time.monotonic()
-                deadline_s = began_s + limit_s
-                await _until(lambda: time.monotonic() > deadline_s and min(map(len, streams)) >= _PARTS_MIN, tasks)
+                await _until(lambda: all(streams) and is_over(), tasks)
                 cores = (self.engine.cpu_seconds() - cpu_s) / (time.monotonic() - began_s)
                 await asyncio.gather(*(task for task in tasks if task.done()))
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            return decode_window(streams, cores)
-        except ValueError as error:
-            raise CompressionError(f"{self.engine.name}: {error}") from error
+        if not all(streams):
+            raise CompressionError(
+                f"{self.engine.name}: the engine does not run {len(bodies)} requests at a time: "
+                "raise its --max-num-seqs, or measure smaller batches"
+            )
+        return streams, cores
 
     async def _follow(self, client: httpx.AsyncClient, body: Mapping[str, Any], samples: list[Sample]) -> None:
         """Notes when each part of a stream came and how many tokens there were by then."""
@@ -130,3 +140,67 @@ class Timed:
             **{"base_url": self.engine.url, "headers": self.engine.headers, "timeout": _REQUEST_TIMEOUT_S},
             **{"verify": False, "trust_env": False},
         }
+
+
+def served_logprobs(engine: Engine, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The engine's log probability of each token given those before it; none for a text's first token.
+
+    They are vLLM's ``prompt_logprobs`` of the raw logits, before any temperature.
+    """
+    found = []
+    with _failures_told(engine), httpx.Client(timeout=_REQUEST_TIMEOUT_S, verify=False, trust_env=False) as client:
+        for ids in token_ids:
+            body = _body(engine, ids, 1) | {"prompt_logprobs": 0}
+            reply = client.post(engine.url + _PATH, headers=engine.headers, json=body)
+            _check(engine, reply, reply.content)
+            at_each = reply.json()["choices"][0]["prompt_logprobs"][1:]
+            found.append([float(at[str(id_)]["logprob"]) for at, id_ in zip(at_each, ids[1:], strict=True)])
+    return found
+
+
+def vocabulary_size(engine: Engine) -> int:
+    """How many token ids the engine's model knows, by the checkpoint's ``config.json``."""
+    path = engine.folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if not isinstance(size, int):
+        raise CompressionError(f"{path} has no vocab_size")
+    return size
+
+
+def _body(engine: Engine, prompt: Sequence[int], tokens: int, *, stream: bool = False) -> dict[str, Any]:
+    body = {
+        **{"model": engine.name, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True},
+        "cache_salt": uuid.uuid4().hex,
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    return body
+
+
+def _tokens(events: bytes) -> int:
+    """The token count in the last of some server-sent events, 0 where there is none."""
+    at = events.rfind(_TOKENS_KEY)
+    digits = events[at + len(_TOKENS_KEY) : at + len(_TOKENS_KEY) + 12].split(b",")[0].split(b"}")[0]
+    return int(digits) if at >= 0 else 0
+
+
+async def _until(holds: Callable[[], bool], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Until the condition holds or a task has ended. A look every 10 ms costs less than waking at every token."""
+    ended: set[asyncio.Task[None]] = set()
+    while not holds() and not ended:
+        ended, _ = await asyncio.wait(tasks, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _check(engine: Engine, reply: httpx.Response, content: bytes) -> None:
+    if not reply.is_success:
+        said = content[:500].decode(errors="replace")
+        raise CompressionError(f"{engine.name}: the engine answered {reply.status_code}: {said}")
+
+
+@contextmanager
+def _failures_told(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise CompressionError(engine.failure(f"{type(error).__name__} on a request: {error}")) from error

@@ -42,8 +42,10 @@ def find_unused(
     else:
         root, linked = storage.folder, _inodes(serving)
         blobs = {path: size for path, size in blobs.items() if (root / path).stat().st_ino not in linked}
-        staying = {root / view_path(record) for record in kept} | {path.absolute() for path in serving}
-        folders = {str(view.relative_to(root)): _copied_bytes(view) for view in views(root) if view not in staying}
+        staying = {path.resolve() for path in (*serving, *(root / view_path(record) for record in kept))}
+        folders = {
+            str(view.relative_to(root)): _copied_bytes(view) for view in views(root) if view.resolve() not in staying
+        }
         stopped = {str(view.relative_to(root)): _copied_bytes(view) for view in unfinished_views(root)}
         leftovers |= {path: size for path, size in stopped.items() if _stopped(storage, path)}
     return Unused(

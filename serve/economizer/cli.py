@@ -72,7 +72,7 @@ def _variants(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(_table([{**row, "decode_tokens_per_s": _by_batch(row["decode_tokens_per_s"])} for row in rows]))
+        print(_table([_for_people(row) for row in rows]))
     return 0
 
 
@@ -83,13 +83,21 @@ def _variant_rows(file: ServeFile) -> list[dict[str, Any]]:
 
 def _variant_row(variant: Variant, v_full: str) -> dict[str, Any]:
     quality, speed, power, price = variant.quality, variant.speed, variant.power, variant.price
+    energy = variant.energy
     return {
         "name": variant.id,
         "full": variant.name == v_full,
+        "routed": variant.routed,
         "quality": quality.score if quality else None,
         "quality_low": quality.low if quality else None,
+        "kl_mean": variant.kl_mean,
+        "top1_agreement": variant.top1_agreement,
+        "size_bytes": variant.size_bytes,
         "prefill_tokens_per_s": speed.prefill_tokens_per_s if speed else None,
         "decode_tokens_per_s": dict(speed.decode_tokens_per_s) if speed else None,
+        "energy_j_per_token": _energy_j_per_token(variant),
+        "prefill_j_per_token": energy.prefill_j_per_token if energy else None,
+        "decode_j_per_token": dict(energy.decode_j_per_token) if energy else None,
         "active_w": power.active_w if power else None,
         "usd_per_hour": price.usd_per_hour if price else None,
         "carbon_g_per_kwh": price.carbon_g_per_kwh if price else None,
@@ -99,8 +107,37 @@ def _variant_row(variant: Variant, v_full: str) -> dict[str, Any]:
     }
 
 
-def _by_batch(rates: Mapping[int, float] | None) -> str | None:
-    return None if rates is None else " ".join(f"{batch}:{rate:g}" for batch, rate in sorted(rates.items()))
+def _energy_j_per_token(variant: Variant) -> float | None:
+    """Joules per output token at the largest batch that was measured."""
+    if variant.energy is not None:
+        card = variant.energy.decode_j_per_token
+        return card[max(card)]
+    if variant.power is not None and variant.speed is not None:
+        rates = variant.speed.decode_tokens_per_s
+        return variant.power.active_w / rates[max(rates)]
+    return None
+
+
+def _for_people(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in columns that fit beside each other; decoding is at the largest batch that was measured."""
+    size, rates, joules = row["size_bytes"], row["decode_tokens_per_s"], row["energy_j_per_token"]
+    return {
+        "name": row["name"],
+        "full": row["full"],
+        "routed": row["routed"],
+        "quality": row["quality"],
+        "low": row["quality_low"],
+        "kl": row["kl_mean"],
+        "top1": row["top1_agreement"],
+        "MB": None if size is None else round(size / 1e6, 1),
+        "prefill/s": row["prefill_tokens_per_s"],
+        "decode/s": None if rates is None else f"{max(rates)}:{rates[max(rates)]:g}",
+        "J/token": None if joules is None else float(f"{joules:.3g}"),
+        "USD/h": row["usd_per_hour"],
+        "context": row["context_tokens_max"],
+        "replicas": row["replicas"],
+        "hardware": row["hardware"],
+    }
 
 
 def _status(options: argparse.Namespace) -> int:

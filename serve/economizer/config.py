@@ -1,4 +1,4 @@
-"""Configuration: the only reader of files and environment variables. YAML in, frozen types out.
+"""Configuration: with yaml_files.py the only reader of files and environment variables. YAML in, frozen types out.
 
 The same file serves ``serve deploy`` and ``make run``: a Ray Serve config whose application arguments are what
 :class:`Configuration` describes. Unknown keys are refused, and every
@@ -8,26 +8,31 @@ mistake is reported at once with the path of its key.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from economizer.autoscaling.planner import GATEWAY
 from economizer.engine.types import EngineSpec
 from economizer.errors import ConfigurationError, Mistake
+from economizer.published import with_published
 from economizer.router.policies import POLICIES, Policy
-from economizer.variants.catalog import Catalog
-from economizer.variants.types import Family, PowerCard, Price, QualityCard, SpeedCard, Variant, require
+from economizer.variants.catalog import NAME_RULE, Catalog, is_name
+from economizer.variants.types import EnergyCard, Family, PowerCard, Price, QualityCard, SpeedCard, Variant, require
+from economizer.yaml_files import from_pydantic, join, laid_over, mistake, read_yaml
 
 IMPORT_PATH = "economizer.gateway.deployment:build"
 AUTOSCALING_POLICY = "economizer.autoscaling.policy_ray:scale"
 _ENGINE_KEYS = frozenset({"engine", "ray", "replicas", "scaling"})  # of a variant: its deployment is made of them
 _FORBID = {"extra": "forbid"}
+_CATALOGUE = "catalogue"
+_NO_FILE = object()
+_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +100,10 @@ class ScalingDelays:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayResources:
-    """What one replica takes of the Ray cluster. ``num_cpus`` is Ray's bookkeeping, not a limit.
+    """What one replica takes of the Ray cluster. It is Ray's bookkeeping, not a limit.
 
-    ``memory_gib`` is what an engine needs of the machine's memory; ``economizer up`` looks for it before it starts.
+    ``memory_gib`` is what an engine needs of the machine's memory: where Ray's books have no room for it, its start
+    waits. ``economizer up`` looks for what is to run at first before it starts.
     """
 
     __pydantic_config__ = _FORBID
@@ -110,11 +116,13 @@ class RayResources:
 
     def __post_init__(self) -> None:
         for name in ("num_cpus", "num_gpus", "memory_gib"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+            require(0 <= getattr(self, name) < inf, name, getattr(self, name), "must be 0 or more and finite")
 
     def actor_options(self) -> dict[str, Any]:
         """Ray's ``ray_actor_options``."""
         options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        if self.memory_gib:
+            options["memory"] = int(self.memory_gib * _GIB)
         if self.accelerator_type is not None:
             options["accelerator_type"] = self.accelerator_type
         if self.resources:
@@ -124,7 +132,7 @@ class RayResources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantConfig:
-    """One variant as it is written in YAML."""
+    """One variant as it is written in YAML, or in the catalogue."""
 
     __pydantic_config__ = _FORBID
 
@@ -140,6 +148,11 @@ class VariantConfig:
     quality: QualityCard | None = None
     speed: SpeedCard | None = None
     power: PowerCard | None = None
+    energy: EnergyCard | None = None
+    routed: bool = True
+    size_bytes: int | None = None
+    kl_mean: float | None = None
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +203,14 @@ class Configuration:
             quality=config.quality,
             speed=config.speed,
             power=config.power,
+            energy=config.energy,
             price=self.prices.get(config.hardware),
             replicas_min=config.replicas.min,
             replicas_max=config.replicas.max,
+            routed=config.routed,
+            size_bytes=config.size_bytes,
+            kl_mean=config.kl_mean,
+            top1_agreement=config.top1_agreement,
         )
 
     @cached_property
@@ -231,43 +249,6 @@ def located(spec: EngineSpec, base: Path) -> EngineSpec:
     )
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which PyYAML would drop without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a scalar", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# What PyYAML does not turn into its own error: `2024-13-01`, `!!int x`, `!!bool x`, `!!timestamp x`, `!!set [x]`, and
-# lists nested a thousand deep.
-_YAML_LETS_THROUGH = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
-
-
-def read_yaml(path: Path) -> Any:
-    """The file's content; raises ConfigurationError naming the place when it is missing or not YAML."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except FileNotFoundError:
-        raise ConfigurationError(str(path), (_mistake("file", path, "must exist"),)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), (_mistake("file", path, f"must be readable: {error}"),)) from None
-    except (yaml.YAMLError, *_YAML_LETS_THROUGH) as error:
-        rule = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigurationError(str(path), (_mistake("yaml", path.name, f"must be valid YAML: {rule}"),)) from None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeFile:
     """A Ray Serve config file: where Serve listens, and the Economizer application in it."""
@@ -301,12 +282,12 @@ def load(path: Path) -> ServeFile:
                 configuration=configuration,
             )
     rule = f"must hold an application whose import_path is {IMPORT_PATH}"
-    raise ConfigurationError(str(path), (_mistake("applications", applications, rule),))
+    raise ConfigurationError(str(path), (mistake("applications", applications, rule),))
 
 
 def _parse_with_user_config(application: dict[str, Any], source: str, where: str) -> Configuration:
     """The configuration in ``args``, and, where the gateway has a ``user_config``, what comes of it."""
-    args = application.get("args")
+    args = with_catalogue(application.get("args"), source=source, prefix=f"{where}.args")
     configuration = parse(args, source=source, prefix=f"{where}.args")
     deployments = application.get("deployments")
     for index, deployment in enumerate(deployments if isinstance(deployments, list) else []):
@@ -314,6 +295,23 @@ def _parse_with_user_config(application: dict[str, Any], source: str, where: str
             prefix = f"{where}.deployments[{index}].user_config"
             configuration = parse_changed(args, deployment["user_config"], source=source, prefix=prefix)
     return configuration
+
+
+def with_catalogue(args: Any, *, source: str = "args", prefix: str = "") -> Any:
+    """``args`` without their ``catalogue``, and with the content of the file that it names laid over them.
+
+    A file that is not there lays nothing over: nobody has published anything yet. Raises ConfigurationError.
+    """
+    if not isinstance(args, dict) or _CATALOGUE not in args:
+        return args
+    named = args[_CATALOGUE]
+    if not isinstance(named, str) or not named or "://" in named:
+        rule = "must be the path of a file on this machine"
+        raise ConfigurationError(source, (mistake(join(prefix, (_CATALOGUE,)), named, rule),))
+    others = {key: value for key, value in args.items() if key != _CATALOGUE}
+    path = (home() / named).absolute()
+    content = read_yaml(path, missing=_NO_FILE)
+    return others if content is _NO_FILE else with_published(others, content, path)
 
 
 def parse_changed(
@@ -326,15 +324,15 @@ def parse_changed(
     mistakes = tuple(_user_config_mistakes(args, user_config, prefix))
     if mistakes:
         raise ConfigurationError(source, mistakes)
-    return parse(_laid_over(args, user_config), source=source, prefix=prefix)
+    return parse(laid_over(args, user_config), source=source, prefix=prefix)
 
 
 def _user_config_mistakes(args: Any, user_config: Any, prefix: str) -> Iterator[Mistake]:
     if not isinstance(user_config, dict):
-        yield _mistake(prefix, user_config, "must be a mapping")
+        yield mistake(prefix, user_config, "must be a mapping")
         return
     if GATEWAY in user_config:
-        yield _mistake(_join(prefix, (GATEWAY,)), user_config[GATEWAY], "belongs in args: it takes a new gateway")
+        yield mistake(join(prefix, (GATEWAY,)), user_config[GATEWAY], "belongs in args: it takes a new gateway")
     families = user_config.get("families")
     for family_name, family in (families if isinstance(families, dict) else {}).items():
         variants = family.get("variants") if isinstance(family, dict) else None
@@ -342,16 +340,9 @@ def _user_config_mistakes(args: Any, user_config: Any, prefix: str) -> Iterator[
         for name, variant in (variants if isinstance(variants, dict) else {}).items():
             at = ("families", str(family_name), "variants", str(name))
             if name not in known:
-                yield _mistake(_join(prefix, at), name, "must be in args too: a new variant takes an engine")
+                yield mistake(join(prefix, at), name, "must be in args too: a new variant takes an engine")
             for key in _ENGINE_KEYS & set(variant if isinstance(variant, dict) else ()):
-                yield _mistake(_join(prefix, (*at, key)), variant[key], "belongs in args: it takes a new engine")
-
-
-def _laid_over(below: Any, above: Any) -> Any:
-    """Mappings are joined key by key; anything else is replaced."""
-    if isinstance(below, dict) and isinstance(above, dict):
-        return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
-    return above
+                yield mistake(join(prefix, (*at, key)), variant[key], "belongs in args: it takes a new engine")
 
 
 def _serve_mistakes(
@@ -360,19 +351,23 @@ def _serve_mistakes(
     """What is wrong outside ``args``: Serve itself checks the rest when it deploys."""
     http = content.get("http_options") or {}
     if not isinstance(http, dict):
-        yield _mistake("http_options", http, "must be a mapping")
+        yield mistake("http_options", http, "must be a mapping")
         http = {}
     host, port = http.get("host", ""), http.get("port", 8000)
     if not isinstance(host, str):
-        yield _mistake("http_options.host", host, "must be a string")
+        yield mistake("http_options.host", host, "must be a string")
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
-        yield _mistake("http_options.port", port, "must be a port, 1 to 65535")
+        yield mistake("http_options.port", port, "must be a port, 1 to 65535")
     policy = application.get("autoscaling_policy") or {}
     function = policy.get("policy_function") if isinstance(policy, dict) else None
-    scales = any(config.replicas.max > config.replicas.min for _, _, config in configuration.variant_configs())
-    if scales and function != AUTOSCALING_POLICY:
-        rule = f"must be {{policy_function: {AUTOSCALING_POLICY!r}}}, since replicas.max is above replicas.min"
-        yield _mistake(f"{where}.autoscaling_policy", policy or None, rule)
+    scaling = [
+        f"{family}@{name}"
+        for family, name, config in configuration.variant_configs()
+        if config.replicas.max > config.replicas.min
+    ]
+    if scaling and function != AUTOSCALING_POLICY:
+        rule = f"must be {{policy_function: {AUTOSCALING_POLICY!r}}}, since {scaling[0]} may have more replicas"
+        yield mistake(f"{where}.autoscaling_policy", policy or None, rule)
 
 
 def parse(content: Any, *, source: str = "configuration", prefix: str = "") -> Configuration:
@@ -380,7 +375,7 @@ def parse(content: Any, *, source: str = "configuration", prefix: str = "") -> C
     try:
         configuration = _ADAPTER.validate_python(content)
     except ValidationError as error:
-        raise ConfigurationError(source, tuple(_from_pydantic(error, prefix))) from None
+        raise ConfigurationError(source, tuple(from_pydantic(error, prefix))) from None
     mistakes = tuple(_cross_checks(configuration, prefix))
     if mistakes:
         raise ConfigurationError(source, mistakes)
@@ -394,40 +389,38 @@ def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake
     """Rules that hold between keys."""
 
     def at(*keys: str) -> str:
-        return _join(prefix, keys)
+        return join(prefix, keys)
 
     if not configuration.families:
-        yield _mistake(at("families"), {}, "must name at least one family")
+        yield mistake(at("families"), {}, "must name at least one family")
     policies = {*POLICIES, *configuration.policies}
     for name, weights in configuration.policies.items():
         try:
             Policy(name=name, weights=weights)
         except ValueError as error:
-            yield _mistake(at("policies", name), dict(weights), str(error))
+            yield mistake(at("policies", name), dict(weights), str(error))
     for family_name, family in configuration.families.items():
         path = ("families", family_name)
-        if not _is_name(family_name):
-            yield _mistake(at(*path), family_name, "a family's name must have no '@', ':' or space in it")
+        if not is_name(family_name):
+            yield mistake(at(*path), family_name, "a family's name must have no '@', ':' or space in it")
         if family.policy not in policies:
-            yield _mistake(at(*path, "policy"), family.policy, f"must be one of {sorted(policies)}")
+            yield mistake(at(*path, "policy"), family.policy, f"must be one of {sorted(policies)}")
         if family.full not in family.variants:
-            yield _mistake(at(*path, "full"), family.full, f"must be one of {sorted(family.variants)}")
+            yield mistake(at(*path, "full"), family.full, f"must be one of {sorted(family.variants)}")
+        elif not family.variants[family.full].routed:
+            rule = "must be true: it is the family's full variant, which the others are compared with"
+            yield mistake(at(*path, "variants", family.full, "routed"), False, rule)
         for name, config in family.variants.items():
-            if not _is_name(name):
-                rule = "a variant's name must have no '@', ':' or space in it"
-                yield _mistake(at(*path, "variants", name), name, rule)
+            if not is_name(name):
+                yield mistake(at(*path, "variants", name), name, NAME_RULE)
             if config.hardware not in configuration.prices:
                 rule = f"must be priced: one of {sorted(configuration.prices)} under prices"
-                yield _mistake(at(*path, "variants", name, "hardware"), config.hardware, rule)
+                yield mistake(at(*path, "variants", name, "hardware"), config.hardware, rule)
             try:
                 configuration.variant(family_name, name)
             except ValueError as error:
-                yield _mistake(at(*path, "variants", name), name, str(error))
+                yield mistake(at(*path, "variants", name), name, str(error))
     yield from _names_given_twice(configuration, at("families"))
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and not any(letter in "@:" or letter.isspace() for letter in name)
 
 
 def _names_given_twice(configuration: Configuration, families: str) -> Iterator[Mistake]:
@@ -435,33 +428,12 @@ def _names_given_twice(configuration: Configuration, families: str) -> Iterator[
     taken: dict[str, str] = {name: name for name in configuration.families}
     for family_name, family in configuration.families.items():
         loras = [lora for _, config in sorted(family.variants.items()) for lora in config.loras]
-        path = _join(families, (family_name,))
+        path = join(families, (family_name,))
         named = [(f"{path}.aliases", alias) for alias in family.aliases]
         named += [(f"{path}.variants.*.loras", lora) for lora in dict.fromkeys(loras)]
         for place, name in named:
             if not name or "@" in name:
-                yield _mistake(place, name, "must have no '@' in it, and not be empty")
+                yield mistake(place, name, "must have no '@' in it, and not be empty")
             if name in taken:
-                yield _mistake(place, name, f"must be unique: {taken[name]} has that name already")
+                yield mistake(place, name, f"must be unique: {taken[name]} has that name already")
             taken[name] = family_name
-
-
-def _from_pydantic(error: ValidationError, prefix: str) -> Iterator[Mistake]:
-    for found in error.errors():
-        location = tuple(str(part) for part in found["loc"] if part != "[key]")
-        message = found["msg"].removeprefix("Value error, ")
-        if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            message = "is not a known key here"
-        elif found["type"] in ("missing", "missing_argument"):
-            yield Mistake(path=_join(prefix, location), value="(absent)", rule="must be given")
-            continue
-        yield _mistake(_join(prefix, location), found["input"], message)
-
-
-def _join(prefix: str, keys: tuple[str, ...]) -> str:
-    return ".".join(part for part in (prefix, *keys) if part) or "(the whole file)"
-
-
-def _mistake(path: str, value: object, rule: str) -> Mistake:
-    shown = repr(str(value) if isinstance(value, Path) else value)
-    return Mistake(path=path, value=shown if len(shown) <= 80 else shown[:77] + "...", rule=rule)

@@ -14,7 +14,8 @@
     ├── Overloaded                      429  rate_limit_exceeded     (Retry-After)
     ├── NotReady                        503  not_ready               (Retry-After)
     ├── EngineFailed                    502  engine_failed
-    │   └── BadEngineAnswer             502
+    │   ├── BadEngineAnswer             502
+    │   └── CheckpointDamaged           502
     └── EngineTimeout                   504  engine_timeout
 
 Each makes its own OpenAI error object, whose four keys are ``message, type, param, code``.
@@ -138,6 +139,10 @@ class EngineFailed(EconomizerError):
 
 class BadEngineAnswer(EngineFailed):
     """The engine answered, but with a failure of its own, or with what is not an answer. It may be well otherwise."""
+
+
+class CheckpointDamaged(EngineFailed):
+    """The engine was not started: its model's files are not as their manifest says."""
 
 
 class EngineTimeout(EconomizerError):

@@ -104,14 +104,15 @@ def up(file: ServeFile, *, out: IO[str] = sys.stdout) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     say = _Progress(out)
-    _check(file)
+    free_gib = _memory_free_gib()
+    _check(file, free_gib)
     folder = Path(tempfile.mkdtemp(prefix="eco-", dir=_FOLDER))
     ports = _Ports.free()
     token = secrets.token_hex(32)
     environment = _environment(folder, ports, token)
     try:
         say(f"starting Ray; its logs are in {folder}")
-        with _ray(file.configuration, folder, ports, environment) as ray:
+        with _ray(file.configuration, folder, ports, environment, free_gib) as ray:
             _wait_for_dashboard(ray, ports.dashboard, token, folder)
             say("deploying")
             _deploy(file, ports.dashboard, environment)
@@ -158,7 +159,7 @@ class _Progress:
         )
 
 
-def _check(file: ServeFile) -> None:
+def _check(file: ServeFile, free_gib: float | None) -> None:
     """What would fail later, said now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -175,9 +176,11 @@ def _check(file: ServeFile) -> None:
         if not spec.command and not Path(spec.python).exists() and shutil.which(spec.python) is None:
             raise CannotStart(f"{family}@{name}: there is no {spec.python}: run `make setup`, or set engine.python.")
         if spec.model.startswith("/") and not Path(spec.model).exists():
-            raise CannotStart(f"{family}@{name}: there is no model in {spec.model}: run `make setup`.")
+            raise CannotStart(
+                f"{family}@{name}: there is no model in {spec.model}: run `make setup`, or, where a catalogue names "
+                "it, `economizer-compress publish` it again."
+            )
         needed_gib += config.ray.memory_gib * max(config.replicas.min, config.replicas.initial or 0)
-    free_gib = _memory_free_gib()
     if free_gib is not None and free_gib < needed_gib:
         raise CannotStart(
             f"The configuration needs {needed_gib:.1f} GiB of memory and {free_gib:.1f} GiB are free. End other "
@@ -229,7 +232,11 @@ def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
 
 @contextmanager
 def _ray(
-    configuration: Configuration, folder: Path, ports: _Ports, environment: Mapping[str, str]
+    configuration: Configuration,
+    folder: Path,
+    ports: _Ports,
+    environment: Mapping[str, str],
+    free_gib: float | None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A Ray head node below a guard; on the way out the whole tree is gone."""
     command = [
@@ -238,6 +245,7 @@ def _ray(
         *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports.dashboard)),
         *("--ray-client-server-port", str(ports.client), "--object-store-memory", str(_OBJECT_STORE_BYTES)),
         *("--num-cpus", str(_logical_cpus(configuration))),
+        *_memory(free_gib),
     ]
     with (folder / "ray-start.log").open("wb") as log:
         ray = subprocess.Popen(
@@ -263,6 +271,13 @@ def _logical_cpus(configuration: Configuration) -> int:
     wanted = sum(config.ray.num_cpus * config.replicas.max for _, _, config in configuration.variant_configs())
     gateways = configuration.gateway.num_cpus * configuration.gateway.replicas
     return max(os.cpu_count() or 1, 2 + ceil(2 * (wanted + gateways)))
+
+
+def _memory(free_gib: float | None) -> tuple[str, ...]:
+    """What Ray may book for engines: what was free before Ray itself took its share. A start beyond it waits."""
+    if free_gib is None:
+        return ()
+    return ("--memory", str(max(1, int((free_gib - _RAY_MEMORY_GIB) * _GIB))))
 
 
 def _wait_for_dashboard(ray: subprocess.Popen[bytes], port: int, token: str, folder: Path) -> None:

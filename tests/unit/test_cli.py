@@ -30,6 +30,20 @@ ARGS: dict[str, Any] = {
                     "power": {"active_w": 12, "source": "made up"},
                 },
                 "int8": {"engine": {"command": ["server"]}, "context_tokens_max": 2048, "hardware": "cpu"},
+                "tiny": {
+                    "engine": {"command": ["server"]},
+                    "context_tokens_max": 4096,
+                    "hardware": "cpu",
+                    "routed": False,
+                    "energy": {
+                        "prefill_j_per_token": 0.5,
+                        "decode_j_per_token": {1: 4, 16: 0.25},
+                        "source": "made up",
+                    },
+                    "size_bytes": 163_000_000,
+                    "kl_mean": 0.018,
+                    "top1_agreement": 0.925,
+                },
             },
         }
     },
@@ -45,7 +59,7 @@ def write(folder: Path, args: dict[str, Any]) -> str:
 def test_a_good_configuration_is_well_formed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, ARGS)
     assert main(["check-config", path]) == 0
-    assert capsys.readouterr() == (f"{path}: well formed: 1 families, 2 variants\n", "")
+    assert capsys.readouterr() == (f"{path}: well formed: 1 families, 3 variants\n", "")
 
 
 def test_every_mistake_of_a_bad_one_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,24 +85,35 @@ def test_variants_are_shown_as_a_table_where_the_unknown_is_a_dash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["variants", write(tmp_path, ARGS)]) == 0
-    titles, full, int8 = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert titles == [
-        *("name", "full", "quality", "quality_low", "prefill_tokens_per_s", "decode_tokens_per_s", "active_w"),
-        *("usd_per_hour", "carbon_g_per_kwh", "context_tokens_max", "replicas", "hardware"),
-    ]
-    assert full == ["m@full", "yes", "1", "0.98", "703.5", "1:31.4", "8:200", "12", "0.1", "-", "4096", "1-1", "cpu"]
-    assert int8 == ["m@int8", "-", "-", "-", "-", "-", "0.1", "-", "2048", "1-1", "cpu"]
+    assert capsys.readouterr().out == (
+        "name    full  routed  quality  low   kl     top1   MB   prefill/s  decode/s  J/token  USD/h  context  replicas"
+        "  hardware\n"
+        "m@full  yes   yes     1        0.98  -      -      -    703.5      8:200     0.06     0.1    4096     1-1     "
+        "  cpu\n"
+        "m@int8        yes     -        -     -      -      -    -          -         -        0.1    2048     1-1     "
+        "  cpu\n"
+        "m@tiny                -        -     0.018  0.925  163  -          -         0.25     0.1    4096     1-1     "
+        "  cpu\n"
+    )
 
 
 def test_variants_for_machines_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["variants", "--json", write(tmp_path, ARGS)]) == 0
-    assert json.loads(capsys.readouterr().out)[1] == {
+    full, int8, tiny = json.loads(capsys.readouterr().out)
+    assert int8 == {
         "name": "m@int8",
         "full": False,
+        "routed": True,
         "quality": None,
         "quality_low": None,
+        "kl_mean": None,
+        "top1_agreement": None,
+        "size_bytes": None,
         "prefill_tokens_per_s": None,
         "decode_tokens_per_s": None,
+        "energy_j_per_token": None,
+        "prefill_j_per_token": None,
+        "decode_j_per_token": None,
         "active_w": None,
         "usd_per_hour": 0.1,
         "carbon_g_per_kwh": None,
@@ -96,6 +121,18 @@ def test_variants_for_machines_are_json(tmp_path: Path, capsys: pytest.CaptureFi
         "replicas": "1-1",
         "hardware": "cpu",
     }
+    # By the watts over the rate of the largest batch where no joules were measured.
+    assert (full["energy_j_per_token"], full["decode_j_per_token"]) == (12 / 200, None)
+    measured = {
+        "routed": False,
+        "kl_mean": 0.018,
+        "top1_agreement": 0.925,
+        "size_bytes": 163_000_000,
+        "energy_j_per_token": 0.25,
+        "prefill_j_per_token": 0.5,
+        "decode_j_per_token": {"1": 4.0, "16": 0.25},
+    }
+    assert {key: tiny[key] for key in measured} == measured
 
 
 @contextmanager

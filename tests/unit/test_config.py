@@ -14,12 +14,12 @@ from economizer.config import (
     located,
     parse,
     parse_changed,
-    read_yaml,
 )
 from economizer.engine.types import EngineSpec
 from economizer.errors import ConfigurationError
 from economizer.router.policies import POLICIES, Policy
-from economizer.variants.types import Family, PowerCard, Price, QualityCard, SpeedCard, Variant
+from economizer.variants.types import EnergyCard, Family, PowerCard, Price, QualityCard, SpeedCard, Variant
+from economizer.yaml_files import read_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,10 +50,15 @@ def whole() -> dict[str, Any]:
         "loras": ["french"],
         "replicas": {"min": 0, "max": 2, "initial": 1},
         "scaling": {"up_s": 1},
-        "ray": {"num_gpus": 0.5, "accelerator_type": "H100", "resources": {"rack": 1}},
+        "ray": {"num_gpus": 0.5, "accelerator_type": "H100", "resources": {"rack": 1}, "memory_gib": 1.5},
         "quality": {"score": 1.0, "low": 0.9, "source": "made up"},
         "speed": {"prefill_tokens_per_s": 1000, "decode_tokens_per_s": {1: 50}, "source": "made up"},
         "power": {"active_w": 100, "source": "made up"},
+        "energy": {"prefill_j_per_token": 0.5, "decode_j_per_token": {1: 2}, "source": "made up"},
+        "routed": True,
+        "size_bytes": 163_000_000,
+        "kl_mean": 0.018,
+        "top1_agreement": 0.925,
     }
     return config
 
@@ -102,9 +107,14 @@ def test_a_configuration_becomes_the_routers_frozen_types() -> None:
         quality=QualityCard(score=1.0, low=0.9, source="made up"),
         speed=SpeedCard(prefill_tokens_per_s=1000.0, decode_tokens_per_s={1: 50.0}, source="made up"),
         power=PowerCard(active_w=100.0, source="made up"),
+        energy=EnergyCard(prefill_j_per_token=0.5, decode_j_per_token={1: 2.0}, source="made up"),
         price=Price(usd_per_hour=0.1, source="made up"),
         replicas_min=0,
         replicas_max=2,
+        routed=True,
+        size_bytes=163_000_000,
+        kl_mean=0.018,
+        top1_agreement=0.925,
     )
     configuration = parse(whole())
     assert configuration.catalog.families == (
@@ -113,7 +123,13 @@ def test_a_configuration_becomes_the_routers_frozen_types() -> None:
     assert configuration.all_policies == {**POLICIES, "mine": Policy(name="mine", weights={"cost": 1, "quality": 3})}
     assert (configuration.gateway.replicas, configuration.gateway.queue_max) == (2, 0)
     assert [config.ray.actor_options() for _, _, config in configuration.variant_configs()] == [
-        {"num_cpus": 1.0, "num_gpus": 0.5, "accelerator_type": "H100", "resources": {"rack": 1.0}}
+        {
+            "num_cpus": 1.0,
+            "num_gpus": 0.5,
+            "memory": 1_610_612_736,
+            "accelerator_type": "H100",
+            "resources": {"rack": 1.0},
+        }
     ]
 
 
@@ -181,6 +197,17 @@ VARIANT: Keys = ("families", "m", "variants", "full")
             "families.m.variants.full: 'full': features is ['psychic']: must be amon",
         ),
         ((*VARIANT, "engine", "modle"), "x", "families.m.variants.full.engine.modle: 'x': is not a known key here"),
+        (
+            (*VARIANT, "routed"),
+            False,
+            "families.m.variants.full.routed: False: must be true: it is the family's full variant, which the others",
+        ),
+        (
+            (*VARIANT, "top1_agreement"),
+            1.5,
+            "families.m.variants.full: 'full': top1_agreement is 1.5: must be between 0 and 1",
+        ),
+        (("catalogue",), "./c.yaml", "catalogue: './c.yaml': is not a known key here"),  # resolved before
         ((*VARIANT, "engine"), {}, "families.m.variants.full.engine: {}: model is '': must name a model, unless there"),
         ((*VARIANT, "quality", "scor"), 1, "families.m.variants.full.quality.scor: 1: is not a known key here"),
         (
@@ -337,13 +364,13 @@ def test_mistakes_in_a_serve_file_are_named_by_their_whole_path(write: Write) ->
             ("applications", 0, "autoscaling_policy"),
             ABSENT,
             "applications[0].autoscaling_policy: None: must be {policy_function: "
-            f"'{AUTOSCALING_POLICY}'}}, since replicas.max is above replicas.min",
+            f"'{AUTOSCALING_POLICY}'}}, since m@full may have more replicas",
         ),
         (
             ("applications", 0, "autoscaling_policy"),
             "default",
             "applications[0].autoscaling_policy: 'default': must be {policy_function: "
-            f"'{AUTOSCALING_POLICY}'}}, since replicas.max is above replicas.min",
+            f"'{AUTOSCALING_POLICY}'}}, since m@full may have more replicas",
         ),
         (
             ("applications",),

@@ -17,6 +17,8 @@ ROOMS = (
     {"ledger"},
     {"autoscaling"},
     {"engine"},
+    {"yaml_files"},
+    {"published"},
     {"config"},
     {"gateway", "simulator"},
     {"local"},

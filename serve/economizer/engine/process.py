@@ -9,6 +9,7 @@ from typing import Literal
 
 import aiohttp
 
+from economizer.engine.checkpoint import Checkpoint
 from economizer.engine.run import Endpoint, EngineRun, Tail
 from economizer.engine.scrape import EngineLoad, read_metrics
 from economizer.engine.types import EngineSpec, EngineState
@@ -37,6 +38,7 @@ class EngineProcess:
         self._name = name
         self._host = host
         self._tail = Tail(name)
+        self._checkpoint = Checkpoint(spec.model)
         self._run: EngineRun | None = None
         self._client: aiohttp.ClientSession | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -59,7 +61,10 @@ class EngineProcess:
         return self._run.pid if self._run else None
 
     async def start(self) -> None:
-        """Start the engine; returns when it is ready, raises EngineFailed with its last lines when it fails."""
+        """Start the engine; returns when it is ready.
+
+        Raises EngineFailed with its last lines when it fails, and CheckpointDamaged before it is even started.
+        """
         self._client = aiohttp.ClientSession()
         try:
             await self._bring_up()
@@ -125,7 +130,7 @@ class EngineProcess:
 
     async def _bring_up(self) -> None:
         """A new run, ready; raises EngineFailed with its last lines, having taken it down again."""
-        self._run = run = await EngineRun.begin(self._spec, name=self._name, host=self._host, tail=self._tail)
+        self._run = run = await self._begin()
         ended = asyncio.create_task(run.ended())
         try:
             async with asyncio.timeout(self._spec.start_timeout_s):
@@ -147,6 +152,12 @@ class EngineProcess:
             raise self._failure("was stopped before it was ready")
         self.state = "ready"
         _log.info("%s: ready at %s", self._name, run.endpoint.url)
+
+    async def _begin(self) -> EngineRun:
+        await self._checkpoint.check(self._name)
+        if self.state == "stopped":
+            raise self._failure("was stopped before it was started")
+        return await EngineRun.begin(self._spec, name=self._name, host=self._host, tail=self._tail)
 
     async def _keep_running(self) -> None:
         """Restart the engine, with growing pauses, until it is drained, or has crashed too often in a row."""

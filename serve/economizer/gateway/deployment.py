@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from economizer.autoscaling.planner import GATEWAY
 from economizer.autoscaling.policy_ray import DEMAND, HELD
-from economizer.config import Configuration, VariantConfig, home, located, parse, parse_changed
+from economizer.config import Configuration, VariantConfig, home, located, parse, parse_changed, with_catalogue
 from economizer.engine.replica_ray import EngineReplica, log_with_serve
 from economizer.errors import ConfigurationError
 from economizer.gateway.app import App
@@ -36,7 +36,11 @@ logger = logging.getLogger("economizer.gateway")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """The application that ``args`` (the ``args`` of a Serve config) describe; raises ConfigurationError."""
+    """The application that ``args`` (the ``args`` of a Serve config) describe; raises ConfigurationError.
+
+    The catalogue is read here and nowhere else: gateway replicas may run on machines that do not have it.
+    """
+    args = with_catalogue(dict(args))
     configuration = parse(args)
     variants = {
         f"{family}@{name}": _variant(f"{family}@{name}", config)
@@ -59,7 +63,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         rolling_update_percentage=1.0,
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return gateway.bind(dict(args), variants)
+    return gateway.bind(args, variants)
 
 
 def _drains_s(configuration: Configuration) -> list[float]:

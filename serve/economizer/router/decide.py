@@ -174,13 +174,14 @@ def refusal_error(decision: Decision, *, retry_after_s: float, degrade: bool = F
     """The error for a decision without a variant: each variant and what it fails, in words.
 
     What will pass (a full queue, an engine that is coming up, and the latency that comes of it) outweighs what will
-    not; a variant that only a pin gets is named, and decides nothing. ``degrade`` says that the caller waived its terms.
+    not; a variant that only a pin gets is named, and decides nothing. ``degrade`` says that the caller waived its
+    terms.
     """
     weighed = [c for c in decision.candidates if all(refusal.term != "pinned" for refusal in c.refusals)]
     reasons = "; ".join(f"{c.variant}: " + ", ".join(r.reason for r in c.refusals) for c in weighed)
     message = f"No variant of {decision.family} can serve this request: {reasons}."
+    weighed = [c for c in weighed if all(refusal.term != "routed" for refusal in c.refusals)] or weighed
     failed = [{refusal.term for refusal in c.refusals} for c in weighed]
-    failed = [terms for terms in failed if "routed" not in terms] or failed
     waived = TERMS.keys() if degrade else _LATENCY_TERMS
     failed = [terms - waived if terms & {"health", "capacity"} else terms for terms in failed]
     if any(terms <= {"capacity"} for terms in failed):

@@ -9,6 +9,13 @@ from functools import cached_property
 from economizer.errors import ModelNotFound
 from economizer.variants.types import Family, require
 
+NAME_RULE = "a variant's name must have no '@', ':' or space in it"
+
+
+def is_name(name: str) -> bool:
+    """It can be a family's or a variant's name, which stand on both sides of an '@'."""
+    return bool(name) and not any(letter in "@:" or letter.isspace() for letter in name)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelName:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 
 # The endpoints and abilities that a request may need and a variant may have. `chat`, `completions`, `responses` and
 # `embeddings` are endpoints; the others are what a request asks for in its body.
@@ -17,6 +17,17 @@ def require(holds: bool, field_name: str, value: object, rule: str) -> None:
     """Raise ValueError naming the field, its value and the rule when the rule does not hold."""
     if not holds:
         raise ValueError(f"{field_name} is {value!r}: {rule}")
+
+
+def require_measures(size_bytes: int | None, kl_mean: float | None, top1_agreement: float | None) -> None:
+    """Raise ValueError where what was measured of a checkpoint cannot be so."""
+    if size_bytes is not None:
+        require(size_bytes >= 0, "size_bytes", size_bytes, "must be 0 or more")
+    if kl_mean is not None:
+        # Rounding takes that of two equal models a hair below 0.
+        require(isfinite(kl_mean), "kl_mean", kl_mean, "must be finite")
+    if top1_agreement is not None:
+        require(0 <= top1_agreement <= 1, "top1_agreement", top1_agreement, "must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +187,7 @@ class Variant:
             self.replicas_max,
             "must be 1 or more, and at least replicas_min",
         )
+        require_measures(self.size_bytes, self.kl_mean, self.top1_agreement)
 
     @property
     def id(self) -> str:

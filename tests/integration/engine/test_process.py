@@ -1,6 +1,8 @@
 """Real processes: the fake engine under the real guard."""
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 from economizer.engine.guard import descendants, guarded
 from economizer.engine.process import EngineProcess
 from economizer.engine.types import EngineSpec
-from economizer.errors import EngineFailed
+from economizer.errors import CheckpointDamaged, EngineFailed
 
 FAKE_ENGINE = str(Path(__file__).parents[2] / "fake_engine.py")
 CHAT = "/v1/chat/completions"
@@ -71,6 +73,34 @@ async def test_a_started_engine_is_ready_and_takes_only_requests_with_its_secret
         assert await post(engine, CHAT, body, authorization="Bearer guess") == 401
         assert (await engine.load()).idle
     assert engine.endpoint is None
+
+
+def checkpoint(folder: Path) -> Path:
+    """A model's folder with a manifest; returns its weights."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"weights")
+    digest = {"sha256": hashlib.sha256(b"weights").hexdigest(), "size_bytes": 7}
+    (folder / "manifest.json").write_text(json.dumps({"files": {weights.name: digest}}))
+    return weights
+
+
+async def test_an_engine_is_not_started_on_a_damaged_checkpoint(tmp_path: Path) -> None:
+    checkpoint(tmp_path).write_bytes(b"weightx")
+    engine = EngineProcess(fake(model=str(tmp_path)), name="m@full", host="127.0.0.1")
+    with pytest.raises(CheckpointDamaged, match=r"m@full .* is damaged: model\.safetensors has another content"):
+        await engine.start()
+    assert (engine.state, engine.pid, engine.lines) == ("failed", None, ())
+
+
+async def test_a_checkpoint_that_is_damaged_later_lets_the_engine_fail_at_its_next_start(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path)
+    async with running(fake(model=str(tmp_path), restarts_max=1)) as engine:
+        weights.unlink()
+        with pytest.raises(aiohttp.ClientError):
+            await post(engine, CHAT, {"fake": {"die": "before"}})
+        await until(lambda: engine.state == "failed", 20)
+        with pytest.raises(CheckpointDamaged, match=r"model\.safetensors is missing"):
+            engine.check()
 
 
 async def test_an_engine_that_ends_at_its_start_is_reported_with_its_last_lines() -> None:

@@ -244,6 +244,51 @@ def test_sleeping_variants_that_would_have_served_better_are_worth_waking(
     assert worth_waking(decide(chat(), terms, fleet, CHEAP)) == wanted
 
 
+def only_pinned(of: VariantState) -> VariantState:
+    """The same, not promoted."""
+    return replace(of, variant=replace(of.variant, routed=False))
+
+
+def test_a_variant_that_was_not_promoted_serves_only_those_who_pin_it() -> None:
+    fleet = [full(), only_pinned(int8())]
+    chosen = decide(chat(), NO_TERMS, fleet, CHEAP)
+    assert chosen.ranking == ("full",)
+    assert chosen.candidate("int8").refusals == (
+        Refusal(
+            term="routed",
+            limit=None,
+            offered=None,
+            reason="it is served only when a request pins it: the gate did not promote it",
+        ),
+    )
+    assert decide(chat(pinned="int8"), NO_TERMS, fleet, CHEAP).ranking == ("int8",)
+    assert decide(chat(pinned="full"), NO_TERMS, fleet, CHEAP).candidate("int8").refusals[0].term == "pinned"
+
+
+def test_degrade_does_not_turn_to_a_variant_that_was_not_promoted() -> None:
+    terms = Terms(cost_usd_max=0.2, on_unmet="degrade")
+    assert decide(chat(), terms, [full(), only_pinned(int8())], CHEAP).ranking == ("full",)
+
+
+def test_a_variant_that_was_not_promoted_is_woken_only_for_those_who_pin_it() -> None:
+    fleet = [full(), asleep(only_pinned(int8()))]
+    assert worth_waking(decide(chat(), NO_TERMS, fleet, CHEAP)) == []
+    assert worth_waking(decide(chat(pinned="int8"), Terms(ttft_s_max=2.0), fleet, CHEAP)) == ["int8"]
+
+
+def test_a_variant_that_was_not_promoted_is_named_in_a_refusal_and_does_not_decide_its_kind() -> None:
+    fleet = [only_pinned(int8()), full()]
+    terms = Terms(quality_min=0.95, cost_usd_max=0.2)
+    found = refusal_error(decide(chat(), terms, fleet, CHEAP), retry_after_s=1.0)
+    assert (type(found), found.param) == (TermsUnmet, "cost_usd_max")
+    assert "int8: it is served only when a request pins it" in found.message
+    found = refusal_error(decide(chat(needs=TOOLS), NO_TERMS, fleet, CHEAP), retry_after_s=1.0)
+    assert isinstance(found, FeatureUnsupported)
+    able = replace(fleet[0], variant=replace(fleet[0].variant, features=TOOLS | {"chat"}))
+    found = refusal_error(decide(chat(needs=TOOLS), NO_TERMS, [able, full()], CHEAP), retry_after_s=1.0)
+    assert isinstance(found, FeatureUnsupported)
+
+
 BUSY = ReplicaState(id="r1", running=4, waiting=64)
 TOOLS = frozenset({"tools"})
 

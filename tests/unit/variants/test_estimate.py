@@ -1,8 +1,16 @@
 from typing import Any
 
 import pytest
-from economizer.variants.estimate import UNKNOWN, Costs, decode_tokens_per_s, engine_seconds, request_costs
-from economizer.variants.types import PowerCard, Price, SpeedCard, Variant
+from economizer.variants.estimate import (
+    UNKNOWN,
+    Costs,
+    decode_j_per_token,
+    decode_tokens_per_s,
+    engine_joules,
+    engine_seconds,
+    request_costs,
+)
+from economizer.variants.types import EnergyCard, PowerCard, Price, SpeedCard, Variant
 from examples import POWER, SPEED
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +51,50 @@ def test_a_rate_is_between_those_of_the_batches_around_it(card: dict[int, float]
     rates = sorted(card[size] for size in around)
     low = rates[0] if batch >= min(card) else 0.0
     assert low * (1 - 1e-9) <= decode_tokens_per_s(card, batch) <= rates[1] * (1 + 1e-9)
+
+
+JOULES = {2: 8.0, 8: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("batch", "joules"),
+    [
+        (2, 8.0),
+        (8, 2.0),
+        (4, 4.0),  # half way in the logarithm: the square root of 8 x 2
+        (64, 2.0),  # nothing was measured beyond 8
+        (1, 16.0),  # a step for one takes what a step for two takes
+    ],
+)
+def test_the_joules_of_a_token_are_a_power_law_between_measured_batches(batch: float, joules: float) -> None:
+    assert decode_j_per_token(JOULES, batch) == pytest.approx(joules)
+
+
+ENERGY = EnergyCard(prefill_j_per_token=0.25, decode_j_per_token=JOULES, source="made up")
+
+
+def test_the_energy_of_a_request_is_counted_over_the_tokens_that_its_seconds_are() -> None:
+    assert engine_joules(ENERGY, prompt_tokens=128, output_tokens=9, batch=8) == 32 + 8 * 2
+    assert engine_joules(ENERGY, prompt_tokens=128, output_tokens=1, batch=8) == 32
+    assert engine_joules(ENERGY, prompt_tokens=128, output_tokens=0, batch=8) == 32
+    assert engine_joules(ENERGY, prompt_tokens=0, output_tokens=9, batch=0.2) == 8 * 16  # never less than itself
+
+
+def test_measured_joules_win_over_stated_watts_and_leave_the_dollars_as_they_are() -> None:
+    price = Price(usd_per_hour=3600.0, carbon_g_per_kwh=3.6e6, pue=2.0, source="made up")
+    measured = variant(speed=SPEED, power=POWER, energy=ENERGY, price=price)
+    assert request_costs(measured, prompt_tokens=128, output_tokens=9, batch=8) == Costs(
+        energy_j=48.0, cost_usd=0.25, carbon_g=96.0
+    )
+
+
+def test_an_energy_card_needs_neither_a_power_card_nor_a_speed_card() -> None:
+    of = {"prompt_tokens": 128, "output_tokens": 9, "batch": 8}
+    price = Price(usd_per_hour=3600.0, carbon_g_per_kwh=3.6e6, source="made up")
+    assert request_costs(variant(speed=SPEED, energy=ENERGY), **of).energy_j == 48.0
+    assert request_costs(variant(energy=ENERGY, price=price), **of) == Costs(
+        energy_j=48.0, cost_usd=None, carbon_g=48.0
+    )
 
 
 def test_the_first_token_comes_out_of_the_prefill() -> None:

@@ -1,0 +1,180 @@
+"""``economizer-compress build``: every variant of a family file, from the full model to the gateway's catalogue.
+
+Making and scoring run in processes of their own, one for each core, since they need no quiet; what is measured on an
+engine runs alone. What is there already, whole, is not done again, so a build that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from economizer.variants.manifest import Manifest
+
+from economizer_compression.errors import CompressionError
+from economizer_compression.family import FamilyFile, located
+from economizer_compression.gate import judge
+from economizer_compression.importing import import_checkpoint
+from economizer_compression.listing import listing, table
+from economizer_compression.manifests import read_manifest, write_manifest
+from economizer_compression.measure import measure_quality, measure_speed
+from economizer_compression.model_folder import ModelFolder, available_memory_bytes
+from economizer_compression.promotion import publish, whole_manifest
+from economizer_compression.store import Store
+
+_WORKER_BYTES = 3 << 30  # libraries and working space of one process, beside two copies of the weights
+_COMMAND = (sys.executable, "-m", "economizer_compression.cli")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What to build, from what text, and where to."""
+
+    family: FamilyFile
+    only: frozenset[str]
+    out: Path
+    suite: str
+    data: Path | None
+    store: Store
+    catalogue: Path | None
+
+    def folder(self, variant: str) -> Path:
+        """Where a variant is made."""
+        return self.out / variant
+
+    @property
+    def full(self) -> Path:
+        """The full model's own folder, with a manifest like the others."""
+        return self.folder(self.family.full)
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants to build, in the file's order."""
+        return [variant for variant in self.family.variants if variant in self.only]
+
+
+def build_family(build: Build, say: Say) -> None:
+    """Makes, scores, measures, judges and publishes; prints the family's table.
+
+    A variant that fails does not keep the others from being published; then CompressionError names all that failed.
+    """
+    failed: dict[str, str] = {}
+    _take_over_full_model(build, say)
+    _made_and_scored(build, failed, say)
+    _measured(build, failed, say)
+    whole = [variant for variant in build.variants if variant not in failed]
+    _judged(build, whole, say)
+    for line in publish([build.full, *map(build.folder, whole)], build.store, build.catalogue):
+        say(line)
+    print(table(listing(build.store)), flush=True)
+    if failed:
+        lines = "\n".join(f"  {variant}: {why}" for variant, why in failed.items())
+        raise CompressionError(f"{len(failed)} of {len(build.variants)} variants failed\n{lines}")
+
+
+def _take_over_full_model(build: Build, say: Say) -> None:
+    if not build.full.exists():
+        build.out.mkdir(parents=True, exist_ok=True)
+        import_checkpoint(
+            located(build.family.model),
+            build.full,
+            family=build.family.family,
+            variant=build.family.full,
+            full=True,
+            say=say,
+        )
+    if whole_manifest(build.full).evaluation is None:
+        say(f"scoring {build.family.full}, which the others are compared with")
+        measure_quality(build.full, build.full, suite=build.suite, data=build.data, say=say)
+
+
+def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
+    """Each variant by a worker of its own, so that one that fails or is killed takes nothing with it."""
+    unfinished = [variant for variant in build.variants if not _is_scored(build.folder(variant))]
+    if not unfinished:
+        return
+    room = available_memory_bytes() // (_WORKER_BYTES + 2 * ModelFolder.open(build.full).weights_bytes)
+    workers = max(1, min(os.cpu_count() or 1, room))
+    started_s = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(_make_and_score, build, variant): variant for variant in unfinished}
+        try:
+            for count, job in enumerate(as_completed(jobs), start=1):
+                variant = jobs[job]
+                if (error := job.exception()) is not None:
+                    failed[variant] = str(error)
+                took_s = time.monotonic() - started_s
+                left_s = took_s / count * (len(jobs) - count)
+                state = f"failed: {failed[variant]}" if variant in failed else "made and scored"
+                say(f"{variant}: {state} ({count} of {len(jobs)}, about {left_s / 60:.0f} min left)")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _is_scored(folder: Path) -> bool:
+    return folder.exists() and read_manifest(folder).evaluation is not None
+
+
+def _make_and_score(build: Build, variant: str) -> None:
+    folder = build.folder(variant)
+    text = ["--suite", build.suite, *(["--data", str(build.data)] if build.data is not None else [])]
+    if not folder.exists():
+        made = ["run", build.family.variants[variant], "--model", str(build.full), "--out", str(folder)]
+        _worker(folder, [*made, "--family", build.family.family, "--variant", variant, *text])
+    _worker(folder, ["evaluate", str(folder), "--reference", str(build.full), "--quality-only", *text])
+
+
+def _worker(folder: Path, arguments: Sequence[str]) -> None:
+    """One command with its output in a log beside the folder; raises CompressionError with its last line."""
+    log = folder.with_name(f"{folder.name}.log")
+    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("a", encoding="utf-8") as output:
+        done = subprocess.run(
+            [*_COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **one_thread},
+            check=False,
+        )
+    if done.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1].removeprefix("economizer-compress: ") if lines else "it wrote nothing"
+        raise CompressionError(f"{last} (exit code {done.returncode}; its output is in {log})")
+
+
+def _measured(build: Build, failed: dict[str, str], say: Say) -> None:
+    folders = [build.full, *(build.folder(variant) for variant in build.variants if variant not in failed)]
+    unmeasured = [folder for folder in folders if read_manifest(folder).engine is None]
+    if unmeasured:
+        say(f"measuring {len(unmeasured)} variants on engines, one after the other")
+        failures = measure_speed(unmeasured, build.full, engine=build.family.engine, say=say)
+        failed.update({folder.name: why for folder, why in failures.items()})
+
+
+def _judged(build: Build, variants: Sequence[str], say: Say) -> None:
+    """The best first, so that each is held against all better ones, whatever the order of the file."""
+    promoted = [read_manifest(build.full)]
+    manifests = [read_manifest(build.folder(variant)) for variant in variants]
+    for manifest in sorted(manifests, key=_worst_last):
+        verdict = judge(manifest, promoted, build.family.margins)
+        judged = replace(manifest, verdict=verdict)
+        write_manifest(build.folder(manifest.variant), judged)
+        if verdict.promoted:
+            promoted.append(judged)
+        state = "promoted" if verdict.promoted else "not promoted"
+        say(f"{manifest.variant}: {state}: {'; '.join(verdict.reasons)}")
+
+
+def _worst_last(manifest: Manifest) -> tuple[float, str]:
+    assert manifest.evaluation is not None
+    return -manifest.evaluation.quality.value, manifest.variant

@@ -1,0 +1,120 @@
+"""A family as a YAML file: the full model, the variants to make of it, and what the gate allows. No torch here.
+
+::
+
+    family: smollm2-135m
+    model: ./.economizer/models/smollm2-135m-instruct
+    full: bf16
+    engine: vllm-cpu
+    margins: {quality_loss: 0.3}
+    variants:                 # name: recipe
+      int8: int8
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from economizer.variants.types import require
+from pydantic import TypeAdapter, ValidationError
+
+from economizer_compression.errors import CompressionError
+from economizer_compression.gate import Margins
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ENGINES = CHECKOUT / "compression" / "engines"
+
+_FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyFile:
+    """What ``economizer-compress build`` makes: ``variants`` maps each variant's name to its recipe."""
+
+    __pydantic_config__ = _FORBID
+
+    family: str
+    model: str
+    full: str
+    engine: str
+    suite: str = "builtin"
+    margins: Margins = field(default_factory=Margins)
+    variants: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for key, name in (
+            ("family", self.family),
+            ("full", self.full),
+            *(("variants", name) for name in self.variants),
+        ):
+            require(
+                bool(name) and not any(c in "@:/" or c.isspace() for c in name), key, name, "must have no @ : / space"
+            )
+        require(self.full not in self.variants, "variants", self.full, "must not make the full model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Power:
+    """Watts of one busy core where no meter can be read, and where the figure is from."""
+
+    __pydantic_config__ = _FORBID
+
+    core_w: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFile:
+    """How an engine is started to be measured: with the arguments that the gateway gives it."""
+
+    __pydantic_config__ = _FORBID
+
+    python: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    power: Power | None = None
+    batches: tuple[int, ...] = (1, 4, 16)
+    rounds: int = 3
+
+
+def load_family(path: Path) -> FamilyFile:
+    """The family in a YAML file; raises CompressionError naming the key that is wrong."""
+    family: FamilyFile = _load(path, TypeAdapter(FamilyFile))
+    return family
+
+
+def load_engine(name: str) -> EngineFile:
+    """The engine in a YAML file, or of that name among those that come with the package."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ENGINES / f"{name}.yaml"
+    engine: EngineFile = _load(path, TypeAdapter(EngineFile))
+    return engine
+
+
+def home() -> Path:
+    """What ``./`` paths in these files are relative to: ``ECONOMIZER_HOME`` or the checkout."""
+    return Path(os.environ.get("ECONOMIZER_HOME") or CHECKOUT)
+
+
+def located(path: str) -> Path:
+    """A path of these files on this machine."""
+    return home() / path if path.startswith("./") else Path(path)
+
+
+def _load(path: Path, adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return adapter.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CompressionError(f"there is no file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CompressionError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        found = error.errors()[0]
+        key = ".".join(str(part) for part in found["loc"]) or "(the whole file)"
+        unknown = found["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+        message = "is not a known key here" if unknown else found["msg"].removeprefix("Value error, ")
+        raise CompressionError(f"{path}: {key}: {found['input']!r}: {message}") from None

@@ -1,0 +1,67 @@
+"""``economizer-compress import``: takes over a checkpoint that was made elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from economizer.variants.manifest import Manifest
+
+from economizer_compression.checks import refuse_broken_weights
+from economizer_compression.errors import CompressionError
+from economizer_compression.make import manifest_of
+from economizer_compression.manifests import write_manifest
+from economizer_compression.model_folder import GIB, ModelFolder, require_disk
+
+Say = Callable[[str], None]
+
+
+def import_checkpoint(folder: Path, out: Path, *, family: str, variant: str, full: bool, say: Say) -> Manifest:
+    """Takes over a checkpoint that was made elsewhere, plain or quantised (AutoGPTQ's too), with a manifest.
+
+    The files are linked where they can be and copied otherwise. AutoGPTQ's older layout, with the settings in
+    ``quantize_config.json`` and a name of its own for the weights, is brought into the form that engines load.
+    """
+    if out.exists():
+        raise CompressionError(f"{out} exists already; remove it first to import again")
+    source = ModelFolder.open(folder)
+    require_disk(out.parent, source.weights_bytes, "the import")
+    say(f"checking {source.weights_bytes / GIB:.2f} GiB of weights")
+    refuse_broken_weights(source)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("manifest.json", ".*"))
+    _with_settings_in_config(partial)
+    _with_usual_weights_name(partial)
+    imported = replace(source.origin(), name=source.path.resolve().name)
+    manifest = manifest_of(partial, family=family, variant=variant, origin=imported, full=full)
+    write_manifest(partial, manifest)
+    partial.rename(out)
+    return manifest
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _with_settings_in_config(folder: Path) -> None:
+    older, file = folder / "quantize_config.json", folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if "quantization_config" in config or not older.is_file():
+        return
+    config["quantization_config"] = {**json.loads(older.read_text(encoding="utf-8")), "quant_method": "gptq"}
+    file.unlink()  # a link to the original
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _with_usual_weights_name(folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1 and files[0].name != "model.safetensors":
+        files[0].rename(folder / "model.safetensors")

@@ -1,0 +1,93 @@
+"""``economizer-compress evaluate``: what is measured of a checkpoint goes into its manifest."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from economizer_compression.errors import CompressionError
+from economizer_compression.evaluate import evaluate_folder
+from economizer_compression.family import EngineFile, load_engine, located
+from economizer_compression.loading import load_model
+from economizer_compression.manifests import write_manifest
+from economizer_compression.promotion import whole_manifest
+from economizer_compression.serving import Engine, EngineSettings
+from economizer_compression.speed import LogprobReference, MeasurePlan, measure
+from economizer_compression.suite import load_suite
+from economizer_compression.texts import DOCUMENTS, documents
+
+_TEXTS = 4
+_TEXT_TOKENS = 192
+
+Say = Callable[[str], None]
+
+
+def measure_quality(folder: Path, reference: Path, *, suite: str, data: Path | None, say: Say) -> None:
+    """Scores the variant in ``folder`` against the full model and writes the evaluation into its manifest.
+
+    The full model's own pass is kept in a folder beside the variant, for the next one.
+    """
+    manifest = whole_manifest(folder)
+    evaluation = evaluate_folder(
+        folder, reference, load_suite(suite), data=data, work=folder.parent / "reference", seed=0, load=load_model
+    )
+    write_manifest(folder, replace(manifest, evaluation=evaluation))
+    quality = evaluation.quality
+    say(f"{manifest.variant}: quality {quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f})")
+
+
+def measure_speed(folders: Sequence[Path], reference: Path, *, engine: str, say: Say) -> dict[Path, str]:
+    """Measures each variant on a real engine in turns with the full model's, and writes it into its manifest.
+
+    The full model may be among ``folders``; it is measured alone. Returns why for each folder that no engine served.
+    """
+    file = load_engine(engine)
+    settings, plan = _settings(file), MeasurePlan(rounds=file.rounds, batches=file.batches)
+    failures: dict[Path, str] = {}
+    with Engine(reference, settings, name="full", progress=say) as full:
+        for folder in folders:
+            manifest = whole_manifest(folder)
+            expected = _expected(folder)
+            try:
+                if manifest.full:
+                    measured = measure(full, None, plan, reference=expected, progress=say)
+                else:
+                    with Engine(folder, settings, name=manifest.variant, progress=say) as variant:
+                        measured = measure(variant, full, plan, reference=expected, progress=say)
+            except CompressionError as error:
+                failures[folder] = str(error)
+                say(f"{manifest.variant}: {error}")
+                continue
+            write_manifest(folder, replace(manifest, engine=measured))
+    return failures
+
+
+def _settings(file: EngineFile) -> EngineSettings:
+    return EngineSettings(
+        python=located(file.python),
+        args=file.args,
+        env=file.env,
+        core_w=file.power.core_w if file.power else None,
+        core_w_source=file.power.source if file.power else None,
+    )
+
+
+def _expected(folder: Path) -> LogprobReference:
+    """What transformers says of a few texts; the model is gone again before the engine is measured."""
+    model, tokenizer = load_model(folder)
+    texts = [
+        tokenizer(text).input_ids[:_TEXT_TOKENS] for text in documents(DOCUMENTS, None, part="evaluation")[:_TEXTS]
+    ]
+    logprobs = []
+    with torch.no_grad():
+        for ids in texts:
+            tokens = torch.tensor([ids], device=model.device)
+            every = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+            logprobs.append(every.gather(1, tokens[0, 1:, None])[:, 0].tolist())
+    del model
+    gc.collect()
+    return LogprobReference(token_ids=texts, logprobs=logprobs)

@@ -1,0 +1,244 @@
+"""Measures a variant on the engine that serves it: its speed, its energy, and both beside the full model's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from economizer.variants.manifest import EngineMeasurement
+
+from economizer_compression.errors import CompressionError
+from economizer_compression.rates import (
+    DecodeWindow,
+    PrefillWindow,
+    Round,
+    decode_tokens,
+    energy_j_per_token,
+    interval,
+    logprob_differences,
+    over_batches,
+    paired_ratios,
+    prefill_lengths,
+)
+from economizer_compression.serving import Engine, EngineSettings, Progress
+from economizer_compression.timing import Timed, served_logprobs
+
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+_WARM_UP_LIMIT_S = 0.7
+_LIMIT_FACTOR = 2.0  # a window on an engine that turns out slower than its warm-up ends by time
+_GROWTH_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasurePlan:
+    """How much to measure.
+
+    ``batches`` are the numbers of requests that decode at the same time. ``prefill_s`` and ``decode_s`` are about how
+    long a window lasts in seconds; ``prompt_short``, ``prompt_long`` and ``prompt_decode`` are prompts in tokens.
+    """
+
+    rounds: int = 3
+    batches: tuple[int, ...] = (1, 4, 16)
+    ttft_prompts: int = 3
+    prompt_decode: int = 32
+    prompt_short: int = 512
+    prompt_long: int = 1500
+    prefill_s: float = 4.0
+    decode_s: float = 1.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "ttft_prompts", "prompt_decode", "prompt_short", "prompt_long"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be 1 or more")
+        for name in ("prefill_s", "decode_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be above 0")
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"batches is {self.batches}: must be different numbers of requests, each 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogprobReference:
+    """Texts as token ids, and what transformers says of the same checkpoint: each token's log probability.
+
+    ``logprobs`` has one value fewer than ``token_ids`` for each text: nothing stands before the first token.
+    """
+
+    token_ids: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]]
+
+
+def measure_folder(
+    folder: Path,
+    full: Path | Engine | None,
+    settings: EngineSettings,
+    plan: MeasurePlan,
+    *,
+    reference: LogprobReference | None = None,
+    progress: Progress | None = None,
+) -> EngineMeasurement:
+    """Starts engines on ``folder`` and, where it is a folder, on ``full``, and measures; a running engine stays.
+
+    Raises CompressionError with the engine's own reason where an engine does not serve its checkpoint.
+    """
+    with ExitStack() as stack:
+        if isinstance(full, Path):
+            full = stack.enter_context(Engine(full, settings, progress=progress))
+        variant = stack.enter_context(Engine(folder, settings, progress=progress))
+        return measure(variant, full, plan, reference=reference, progress=progress)
+
+
+def measure(
+    variant: Engine,
+    full: Engine | None,
+    plan: MeasurePlan,
+    *,
+    reference: LogprobReference | None = None,
+    progress: Progress | None = None,
+) -> EngineMeasurement:
+    """Speed and energy of ``variant``, and its paired ratios to ``full``; both engines run, one works at a time.
+
+    The engines take turns at every window, and the one that goes first changes with the round: what slows the machine
+    for a while slows both. A warm-up with every batch size goes before and says how many tokens a window needs. Joules
+    are the CPU seconds of the engine's processes times its settings' watts per busy core.
+    """
+    engines = [variant] if full is None else [variant, full]
+    sides = [_Side(engine, plan) for engine in engines]
+    rate = min(side.warm_up() for side in sides)
+    for side in sides:
+        side.plan_prompts(rate)
+    for number in range(plan.rounds):
+        _one_round(sides if number % 2 == 0 else sides[::-1], plan, number)
+        if progress is not None:
+            progress(f"round {number + 1} of {plan.rounds}: " + "; ".join(side.told() for side in sides))
+    measurement = _measurement(variant, sides[0].rounds, [] if full is None else sides[1].rounds)
+    if reference is None:
+        return measurement
+    served = served_logprobs(variant, reference.token_ids)
+    largest, mean = logprob_differences(served, reference.logprobs)
+    return replace(measurement, logprob_difference_max=largest, logprob_difference_mean=mean)
+
+
+def hardware() -> str:
+    """The machine in words: CPU model, the cores that this process may use, and the GPUs."""
+    models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    words = [models[0] if models else os.uname().machine, f"{cores} core{'s' * (cores != 1)}", *gpu_names()]
+    return ", ".join(words)
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that torch sees, or where it is a build without CUDA those that the driver knows."""
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    informed = (line for file in sorted(_NVIDIA.glob("*/information")) for line in _lines(str(file)))
+    return [line.partition(":")[2].strip() for line in informed if line.startswith("Model:")]
+
+
+class _Side:
+    """One of the engines that take turns: what it is asked in a window, and what it did in each round."""
+
+    def __init__(self, engine: Engine, plan: MeasurePlan) -> None:
+        self.rounds: list[Round] = []
+        self._timed = Timed(engine)
+        self._plan = plan
+        self._decode_room = engine.context_tokens - plan.prompt_decode
+        self._prompt_room = engine.context_tokens - 1
+        self._lengths: list[int] = []
+        self._tokens: dict[int, int] = {}
+        if self._decode_room < _GROWTH_TOKENS:
+            raise CompressionError(
+                f"{engine.name}: a context of {engine.context_tokens} tokens has no room for a prompt of "
+                f"{plan.prompt_decode} and {_GROWTH_TOKENS} tokens of output: raise --max-model-len"
+            )
+
+    def warm_up(self) -> float:
+        """Runs every kind of window once, sizes the decode windows, returns prefill tokens per second."""
+        plan, timed = self._plan, self._timed
+        timed.ttft_s([self._prompt("warm-up", plan.prompt_decode)])
+        for batch in plan.batches:
+            prompts = [self._prompt(f"warm-up {batch} {i}", plan.prompt_decode) for i in range(batch)]
+            window = timed.decode(prompts, self._decode_room, _WARM_UP_LIMIT_S)
+            self._tokens[batch] = decode_tokens(1 / window.tpot_s, plan.decode_s, self._decode_room)
+        first = timed.prefill([self._prompt("warm-up prefill", min(plan.prompt_short, self._prompt_room) // 2)])
+        return first.tokens_per_s
+
+    def plan_prompts(self, tokens_per_s: float) -> None:
+        """Sizes the prefill window by the slowest engine: all read prompts of the same lengths."""
+        plan = self._plan
+        self._lengths = prefill_lengths(
+            tokens_per_s, plan.prefill_s, short=plan.prompt_short, long=plan.prompt_long, room_tokens=self._prompt_room
+        )
+
+    def ttft_s(self, number: int) -> float:
+        """The short prompts of a round."""
+        count, tokens = self._plan.ttft_prompts, self._plan.prompt_decode
+        return self._timed.ttft_s([self._prompt(f"{number} ttft {i}", tokens) for i in range(count)])
+
+    def prefill(self, number: int) -> PrefillWindow:
+        """The long prompts of a round."""
+        prompts = [self._prompt(f"{number} prefill {i}", tokens) for i, tokens in enumerate(self._lengths)]
+        return self._timed.prefill(prompts)
+
+    def decode(self, number: int, batch: int) -> DecodeWindow:
+        """A batch of a round."""
+        prompts = [self._prompt(f"{number} decode {batch} {i}", self._plan.prompt_decode) for i in range(batch)]
+        return self._timed.decode(prompts, self._tokens[batch], self._plan.decode_s * _LIMIT_FACTOR)
+
+    def told(self) -> str:
+        """The last round in words."""
+        last = self.rounds[-1]
+        decoded = ", ".join(f"{window.batch_tokens_per_s:.1f} at {batch}" for batch, window in last.decode.items())
+        prefilled = f"{last.prefill.tokens_per_s:.0f} tokens/s prefill"
+        return f"{self._timed.engine.name} {1000 * last.ttft_s:.0f} ms to a token, {prefilled}, decode {decoded}"
+
+    def _prompt(self, seed: str, tokens: int) -> list[int]:
+        return self._timed.prompt(f"{self._plan.seed} {seed}", tokens)
+
+
+def _one_round(sides: Sequence[_Side], plan: MeasurePlan, number: int) -> None:
+    ttft_s = {side: side.ttft_s(number) for side in sides}
+    prefill = {side: side.prefill(number) for side in sides}
+    decode = {batch: {side: side.decode(number, batch) for side in sides} for batch in plan.batches}
+    for side in sides:
+        decoded = {batch: windows[side] for batch, windows in decode.items()}
+        side.rounds.append(Round(ttft_s=ttft_s[side], prefill=prefill[side], decode=decoded))
+
+
+def _measurement(variant: Engine, rounds: Sequence[Round], full_rounds: Sequence[Round]) -> EngineMeasurement:
+    settings = variant.settings
+    # A core's watts say nothing of a GPU beside it.
+    core_w = None if gpu_names() else settings.core_w
+    prefill_j, decode_j, method = None, None, None
+    if core_w is not None:
+        prefill_j, decode_j = energy_j_per_token(rounds, core_w)
+        source = settings.core_w_source
+        method = f"CPU seconds of the engine's processes x {core_w:g} W per busy core ({source})"
+    return EngineMeasurement(
+        engine=variant.version,
+        engine_args=settings.args,
+        hardware=hardware(),
+        rounds=len(rounds),
+        prefill_tokens_per_s=interval([one.prefill.tokens_per_s for one in rounds]),
+        decode_tokens_per_s=over_batches(rounds, lambda window: window.batch_tokens_per_s),
+        tpot_s=over_batches(rounds, lambda window: window.tpot_s),
+        ttft_s=interval([one.ttft_s for one in rounds]),
+        cold_start_s=variant.cold_start_s,
+        memory_bytes=variant.memory_bytes(),
+        prefill_j_per_token=prefill_j,
+        decode_j_per_token=decode_j,
+        energy_method=method,
+        against_full=paired_ratios(rounds, full_rounds, with_energy=core_w is not None) if full_rounds else {},
+    )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
