@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from economizer_compression.errors import CompressionError
+from economizer_compression.locks import one_at_a_time
 from economizer_compression.progress import steps
 from economizer_compression.texts import Chat
 
@@ -20,7 +21,7 @@ _BATCH = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """A chat through the model's template as token ids, the answer's token ids, and both as text."""
+    """A chat through the model's template as token ids, the answer's token ids, and both as text without template."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
@@ -37,21 +38,23 @@ def answer(model: Any, tokenizer: Any, chats: Sequence[Chat], *, tokens: int, ca
         raise CompressionError("the tokenizer has no chat template, so the model cannot answer chats")
     told = json.dumps([key, tokens, chats], sort_keys=True)
     file = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.jsonl"
-    done = list(_kept(file))
-    if len(done) < len(chats):
-        cache.mkdir(parents=True, exist_ok=True)
-        answering = model() if callable(model) and not isinstance(model, torch.nn.Module) else model
-        with (
-            steps(-(-(len(chats) - len(done)) // _BATCH), "the model's own answers") as advance,
-            file.open("a") as kept,
-        ):
-            for start in range(len(done), len(chats), _BATCH):
-                for made in _batch(answering, tokenizer, chats[start : start + _BATCH], tokens):
-                    kept.write(json.dumps(asdict(made)) + "\n")
-                kept.flush()
-                advance()
+    with one_at_a_time(cache, "the model's own answers"):
         done = list(_kept(file))
+        if len(done) < len(chats):
+            answering = model() if callable(model) and not isinstance(model, torch.nn.Module) else model
+            _answer_rest(answering, tokenizer, chats, len(done), tokens, file)
+            done = list(_kept(file))
     return done
+
+
+def _answer_rest(model: Any, tokenizer: Any, chats: Sequence[Chat], first: int, tokens: int, file: Path) -> None:
+    left = -(-(len(chats) - first) // _BATCH)
+    with steps(left, "the model's own answers") as advance, file.open("a", encoding="utf-8") as kept:
+        for start in range(first, len(chats), _BATCH):
+            for made in _batch(model, tokenizer, chats[start : start + _BATCH], tokens):
+                kept.write(json.dumps(asdict(made)) + "\n")
+            kept.flush()
+            advance()
 
 
 def _kept(file: Path) -> Iterator[Answered]:
@@ -79,7 +82,8 @@ def _batch(model: Any, tokenizer: Any, chats: Sequence[Chat], tokens: int) -> It
     )
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    for prompt_ids, row in zip(ids, made[:, longest:].tolist(), strict=True):
+    for chat, prompt_ids, row in zip(chats, ids, made[:, longest:].tolist(), strict=True):
         end = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
-        text = tokenizer.decode(prompt_ids + row[:end], skip_special_tokens=True)
+        said = [message["content"] for message in chat]
+        text = "\n".join([*said, tokenizer.decode(row[:end], skip_special_tokens=True)])
         yield Answered(prompt_ids=prompt_ids, answer_ids=row[:end], text=text)

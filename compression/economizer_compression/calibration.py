@@ -60,9 +60,7 @@ def calibration_samples(
     taken = _evenly(streams, samples)
     decoded = tokenizer.batch_decode(taken, skip_special_tokens=True)
     digest = hashlib.sha256(np.array(taken, dtype="<i4").tobytes()).hexdigest()
-    sources = ", ".join(
-        s.text if isinstance(s, TextSource) else f"own answers to {s.answers}" for s in suite.calibration
-    )
+    sources = ", ".join(map(_told, suite.calibration))
     record = CalibrationSet(
         source=f"{suite.name}: {sources}", samples=samples, tokens=samples * tokens, seed=seed, sha256=digest
     )

@@ -68,33 +68,42 @@ def _dense_from_gptq(source: ModelFolder, quantization: dict[str, Any]) -> Any:
     for name in sorted(packed):
         module, _, kind = name.rpartition(".")
         if kind == "qweight":
-            weight = dequantize(
-                packed[name].numpy(),
-                packed[f"{module}.qzeros"].numpy(),
-                packed[f"{module}.scales"].float().numpy(),
-                _groups(packed, module, quantization),
-                bits=bits,
-                zero_offset=zero_offset,
-            )
+            try:
+                weight = dequantize(
+                    packed[name].numpy(),
+                    packed[f"{module}.qzeros"].numpy(),
+                    packed[f"{module}.scales"].float().numpy(),
+                    _groups(packed, module, bits),
+                    bits=bits,
+                    zero_offset=zero_offset,
+                )
+            except (KeyError, IndexError, ValueError) as error:
+                message = f"{source.path}: the packed tensors of {module} do not fit together: {error}"
+                raise CompressionError(message) from None
             dense[f"{module}.weight"] = torch.from_numpy(weight).to(torch.bfloat16)
         elif kind not in ("qzeros", "scales", "g_idx"):
             dense[name] = packed[name].to(torch.bfloat16)
     config = AutoConfig.from_pretrained(source.path)
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    missing, surplus = model.load_state_dict(dense, strict=False)
+    try:
+        missing, surplus = model.load_state_dict(dense, strict=False)
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        raise CompressionError(f"{source.path}: its weights do not fit its config.json: {message[:300]}") from None
     untied = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
-    surplus = [name for name in surplus if not name.endswith(".bias")]  # AutoGPTQ writes zeros where there is none
+    # AutoGPTQ writes zeros where a layer has no bias.
+    surplus = [name for name in surplus if not name.endswith(".bias") or bool(dense[name].any())]
     if untied or surplus:
         raise CompressionError(f"{source.path}: its weights do not fit its config.json: {(untied + surplus)[:3]}")
     model.tie_weights()
     return model
 
 
-def _groups(packed: dict[str, torch.Tensor], module: str, quantization: dict[str, Any]) -> Any:
+def _groups(packed: dict[str, torch.Tensor], module: str, bits: int) -> Any:
     """Each input's group: as stored, or for older checkpoints without ``g_idx`` one after the other."""
     if f"{module}.g_idx" in packed:
         return packed[f"{module}.g_idx"].numpy()
-    inputs = packed[f"{module}.qweight"].shape[0] * 32 // int(quantization["bits"])
+    inputs = packed[f"{module}.qweight"].shape[0] * 32 // bits
     groups = packed[f"{module}.scales"].shape[0]
     return (torch.arange(inputs) // (inputs // groups)).numpy()

@@ -24,6 +24,7 @@ from economizer_compression import overlap
 from economizer_compression.calibration import CalibrationTexts, calibration_samples
 from economizer_compression.checks import check
 from economizer_compression.errors import CompressionError
+from economizer_compression.gptqmodel_step import quantize_folder, require_gptqmodel
 from economizer_compression.loading import load_model, model_to_compress
 from economizer_compression.manifests import digest_folder, write_manifest
 from economizer_compression.model_folder import ModelFolder
@@ -33,6 +34,7 @@ from economizer_compression.pruning import drop_blocks, drop_channels
 from economizer_compression.recipes import (
     STRUCTURAL,
     DepthPrune,
+    GptqModel,
     Quantization,
     Recipe,
     StepSettings,
@@ -72,6 +74,8 @@ def make_variant(job: Job, say: Say) -> Manifest:
     if job.out.exists():
         raise CompressionError(f"{job.out} exists already; remove it first to make it anew")
     check(job.recipe, job.source, job.out, say)
+    if isinstance(job.recipe.steps[0], GptqModel):
+        require_gptqmodel()
     started_s = time.process_time()
     origin = job.source.origin()
     _open_work(job, origin)
@@ -189,22 +193,30 @@ def _best(job: Job, texts: CalibrationTexts | None, say: Say) -> tuple[Path, tup
 
 
 def _make_candidate(job: Job, steps: Sequence[StepSettings], samples: Sequence[Sequence[int]], folder: Path) -> None:
+    """Makes one candidate's folder, ``made.json`` last. What is cut away goes first, in a model of its own."""
     started_s = time.process_time()
     torch.manual_seed(job.recipe.calibration.seed)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, pruned = (folder.with_name(f"{folder.name}.{kind}") for kind in ("partial", "pruned"))
+    for left in (partial, pruned):
+        shutil.rmtree(left, ignore_errors=True)
     losses: dict[str, float] = {}
-    with model_to_compress(job.source) as model:
-        for step in steps:
-            if isinstance(step, DepthPrune):
-                losses |= drop_blocks(model, step.keep, samples)
-            elif isinstance(step, WidthPrune):
-                losses |= drop_channels(model, step.keep, step.multiple, samples)
-        rest = [step for step in steps if not isinstance(step, STRUCTURAL)]
-        if rest:
+    source = job.source
+    structural = [step for step in steps if isinstance(step, STRUCTURAL)]
+    rest = [step for step in steps if not isinstance(step, STRUCTURAL) and not isinstance(step, GptqModel)]
+    if structural:
+        losses |= _prune(source, structural, samples, pruned)
+        source = ModelFolder.open(pruned)
+    if isinstance(steps[0], GptqModel):
+        losses |= quantize_folder(source.path, partial, steps[0], samples)
+        AutoTokenizer.from_pretrained(source.path).save_pretrained(partial)
+    elif rest:
+        with model_to_compress(source) as model:
             losses |= apply_steps(model, rest, samples)
-        model.save_pretrained(partial, save_compressed=any(isinstance(step, Quantization) for step in steps))
-    AutoTokenizer.from_pretrained(job.source.path).save_pretrained(partial)
+            model.save_pretrained(partial, save_compressed=any(isinstance(step, Quantization) for step in rest))
+        AutoTokenizer.from_pretrained(job.source.path).save_pretrained(partial)
+        shutil.rmtree(pruned, ignore_errors=True)
+    else:
+        pruned.rename(partial)
     made = {
         "steps": [[step.name, asdict(step)] for step in steps],
         "losses": losses,
@@ -212,6 +224,21 @@ def _make_candidate(job: Job, steps: Sequence[StepSettings], samples: Sequence[S
     }
     (partial / "made.json").write_text(json.dumps(made), encoding="utf-8")
     partial.rename(folder)
+
+
+def _prune(
+    source: ModelFolder, steps: Sequence[DepthPrune | WidthPrune], samples: Sequence[Sequence[int]], out: Path
+) -> dict[str, float]:
+    losses: dict[str, float] = {}
+    with model_to_compress(source) as model:
+        for step in steps:
+            if isinstance(step, DepthPrune):
+                losses |= drop_blocks(model, step.keep, samples)
+            else:
+                losses |= drop_channels(model, step.keep, step.multiple, samples)
+        model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source.path).save_pretrained(out)
+    return losses
 
 
 def _recorded(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Step]:

@@ -82,13 +82,17 @@ def decode_window(streams: Sequence[Sequence[Sample]], cores: float) -> DecodeWi
     the parts that one step of the engine makes happens to arrive last. Raises ValueError where a request has no two
     parts in the window.
     """
+    if not all(streams):
+        raise ValueError(f"{sum(map(bool, streams))} of {len(streams)} had begun when the first was over")
     began_s = max(stream[0][0] for stream in streams)
     ended_s = min(stream[-1][0] for stream in streams)
     rates = []
     for stream in streams:
         inside = [sample for sample in stream if began_s <= sample[0] <= ended_s]
         if len(inside) < 2 or inside[-1][0] <= inside[0][0]:
-            raise ValueError(f"streams have {len(inside)} parts in the time in which all {len(streams)} run: need 2")
+            raise ValueError(
+                f"one has {len(inside)} parts in the time in which all {len(streams)} run: must be 2 or more"
+            )
         rates.append((inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]))
     return DecodeWindow(tokens_per_s=tuple(rates), cores=cores)
 

@@ -153,11 +153,32 @@ class WidthPrune:
         require(self.multiple >= 1, "multiple", self.multiple, "must be 1 or more")
 
 
-StepSettings = Rtn | Gptq | Awq | SmoothQuant | SparseGpt | DepthPrune | WidthPrune
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GptqModel:
+    """GPTQ by GPTQModel, in the AutoGPTQ checkpoint format; the only step of its recipe, since it saves by itself.
+
+    ``desc_act`` takes the columns with the largest activations first, each with the group that it then falls in. vLLM
+    0.32 serves what is symmetric and without ``desc_act``, and 8 bits on GPUs alone.
+    """
+
+    __pydantic_config__ = _FORBID
+    name: ClassVar[str] = "gptqmodel"
+    needs_text: ClassVar[bool] = True
+
+    bits: Literal[4, 8] = 4
+    group_size: int
+    symmetric: bool = True
+    desc_act: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.group_size >= 16, "group_size", self.group_size, "must be 16 or more")
+
+
+StepSettings = Rtn | Gptq | Awq | SmoothQuant | SparseGpt | DepthPrune | WidthPrune | GptqModel
 _STEPS: dict[str, TypeAdapter[Any]] = {
-    kind.name: TypeAdapter(kind) for kind in (Rtn, Gptq, Awq, SmoothQuant, SparseGpt, DepthPrune, WidthPrune)
+    kind.name: TypeAdapter(kind) for kind in (Rtn, Gptq, Awq, SmoothQuant, SparseGpt, DepthPrune, WidthPrune, GptqModel)
 }
-STRUCTURAL = (DepthPrune, WidthPrune)
+STRUCTURAL = DepthPrune | WidthPrune
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,12 +208,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(bool(self.steps), "steps", self.steps, "must name at least one step")
-        quantising = [step.name for step in self.steps if isinstance(step, Quantization)]
+        quantising = [step.name for step in self.steps if isinstance(step, Quantization | GptqModel)]
         require(len(quantising) <= 1, "steps", quantising, "must quantise at most once")
         last = self.steps[-1]
         require(not isinstance(last, SmoothQuant), "steps", last.name, "must be followed by a step that quantises")
         if quantising:
-            require(isinstance(last, Quantization), "steps", last.name, "must not come after the model is quantised")
+            after = isinstance(last, Quantization | GptqModel)
+            require(after, "steps", last.name, "must not come after the model is quantised")
+        alone = len(self.steps) == 1 or not isinstance(last, GptqModel)
+        require(alone, "steps", [step.name for step in self.steps], "must be gptqmodel alone where it is named")
 
     @property
     def needs_text(self) -> bool:
@@ -285,7 +309,7 @@ def refuse_group_sizes(recipe: Recipe, input_channels: Mapping[str, int]) -> Non
     ``input_channels`` maps each linear layer that a step may quantise to its number of input channels.
     """
     for step in recipe.steps:
-        if not isinstance(step, Quantization) or step.group_size is None:
+        if not isinstance(step, Quantization | GptqModel) or step.group_size is None:
             continue
         odd = {name: width for name, width in input_channels.items() if width % step.group_size}
         if odd:

@@ -9,10 +9,11 @@
     evaluation:
       - {slice: encyclopedia, text: wikitext2_valid.txt, tokens: 8192, window: 512}
       - {slice: chat, answers: mt_bench_questions.jsonl, field: turns, items: 40, answer_tokens: 96}
-      - {slice: knowledge, choices: {...an lm-eval task...}, items: 200}
+      - {slice: knowledge, choices: {dataset_path: json, ...an lm-eval task...}, items: 200}
 
 ``text`` is read as it stands, ``answers`` are chat prompts that the full model answers, ``choices`` is a task of
-multiple choice for lm-eval: its settings, a YAML file with them, or the name of one that lm-eval knows.
+multiple choice for lm-eval: its settings, a YAML file with them, or the name of one that lm-eval knows. Relative paths,
+those in a task's ``dataset_kwargs.data_files`` too, lie in the folder given with ``--data``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class AnswerSlice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChoiceSlice:
-    """A multiple-choice task of lm-eval, the first ``items`` of it; each item is a cluster."""
+    """A multiple-choice task of lm-eval, ``items`` of it evenly over its data; each item is a cluster."""
 
     __pydantic_config__ = _FORBID
 

@@ -27,11 +27,16 @@ Part = Literal["calibration", "evaluation"]
 Chat = list[dict[str, str]]
 
 
-def documents(source: str, data: Path | None, *, part: Part, field: str | None = None) -> list[str]:
-    """The documents of a source; raises CompressionError for a file that is missing or has no such field."""
+def documents(
+    source: str, data: Path | None, *, part: Part, field: str | None = None, where: str = "text"
+) -> list[str]:
+    """The documents of a source; raises CompressionError for a file that is missing or has no such field.
+
+    ``where`` is the place in the suite that errors name.
+    """
     if source == DOCUMENTS:
         return [text for name, text in sorted(_reference().items()) if _part_of(name) == part]
-    path = _found(source, data)
+    path = located(source, data, where)
     if path.suffix == ".txt":
         return [path.read_text(encoding="utf-8")]
     texts = [_field(row, field or "text", f"{path} row {index}") for index, row in enumerate(_rows(path))]
@@ -40,14 +45,16 @@ def documents(source: str, data: Path | None, *, part: Part, field: str | None =
     return texts
 
 
-def chats(source: str, data: Path | None, *, part: Part, field: str | None = None) -> list[Chat]:
+def chats(
+    source: str, data: Path | None, *, part: Part, field: str | None = None, where: str = "answers"
+) -> list[Chat]:
     """Chats that end with the user's turn: a prompt, the first of a list of prompts, or messages of OpenAI's form."""
     if source == PROMPTS:
         content = yaml.safe_load((files("economizer_compression") / "prompts.yaml").read_text(encoding="utf-8"))
         kinds = [prompts for _, prompts in sorted(content.items())]
         first = 0 if part == "calibration" else 1
         return [[{"role": "user", "content": text}] for prompts in kinds for text in prompts[first::2]]
-    path = _found(source, data)
+    path = located(source, data, where)
     rows = list(_rows(path))
     return [_chat(_field(row, field or "prompt", f"{path} row {i}"), f"{path} row {i}") for i, row in enumerate(rows)]
 
@@ -82,13 +89,14 @@ def _part_of(name: str) -> Part:
     return "calibration" if hashlib.sha256(name.encode()).digest()[0] % 2 == 0 else "evaluation"
 
 
-def _found(source: str, data: Path | None) -> Path:
+def located(source: str, data: Path | None, where: str) -> Path:
+    """A file by its path or, where that is relative, by its path in the folder ``data``; raises CompressionError."""
     path = Path(source)
-    if not path.is_absolute() and data is not None:
-        path = data / path
+    if not path.is_absolute() and data is None:
+        raise CompressionError(f"{where}: {source}: name the folder that it is in with --data DIR or ECONOMIZER_DATA")
+    path = path if data is None else data / path
     if not path.is_file():
-        where = "name the folder that it is in with --data or ECONOMIZER_DATA" if data is None else f"not in {data}"
-        raise CompressionError(f"there is no file {source}: {where}")
+        raise CompressionError(f"{where}: there is no file {path}: --data DIR must name the folder that it is in")
     return path
 
 

@@ -28,6 +28,7 @@ _PATH = "/v1/completions"
 _REQUEST_TIMEOUT_S = 300.0
 _POLL_S = 0.01
 _PARTS_MIN = 3
+_ATTEMPTS = 3
 _TOKENS_KEY = b'"completion_tokens":'
 
 
@@ -78,17 +79,24 @@ class Timed:
         """Decodes all prompts at the same time, until each has ``tokens`` or ``limit_s`` is over, and then aborts them.
 
         No request ends by itself as long as the context has room, however late another one's first token comes. The
-        limit counts from the last request's first token, and waits until each request has three parts.
+        limit counts from the last request's first token, and waits until each has three more parts. Where the
+        machine kept the client waiting until a request was over, the window is timed again.
         """
         rooms = [self.engine.context_tokens - len(prompt) for prompt in prompts]
         bodies = [_body(self.engine, *both, stream=True) for both in zip(prompts, rooms, strict=True)]
-        with _failures_told(self.engine):
-            streams, cores = asyncio.run(self._decode(bodies, tokens, limit_s))
-        self.prefill([prompts[0][:1]])  # the step that the aborted requests were in is over when this is answered
-        try:
-            return decode_window(streams, cores)
-        except ValueError as error:
-            raise CompressionError(f"{self.engine.name}: {error}") from error
+        disturbed = ""
+        for _ in range(_ATTEMPTS):
+            with _failures_told(self.engine):
+                streams, cores = asyncio.run(self._decode(bodies, tokens, limit_s))
+            self.prefill([prompts[0][:1]])  # the step that the aborted requests were in is over when this is answered
+            try:
+                return decode_window(streams, cores)
+            except ValueError as error:
+                disturbed = str(error)
+        raise CompressionError(
+            f"{self.engine.name}: {len(prompts)} requests do not decode together ({disturbed}): raise the engine's "
+            "--max-num-seqs, or measure smaller batches, or on a machine with less other work"
+        )
 
     async def _decode(
         self, bodies: Sequence[Mapping[str, Any]], tokens: int, limit_s: float
@@ -97,7 +105,8 @@ class Timed:
         streams: list[list[Sample]] = [[] for _ in bodies]
 
         def is_over() -> bool:
-            late = time.monotonic() > began_s + limit_s and min(map(len, streams)) >= _PARTS_MIN
+            new_parts = min(len(stream) - old for stream, old in zip(streams, before, strict=True))
+            late = time.monotonic() > began_s + limit_s and new_parts >= _PARTS_MIN
             return late or min(stream[-1][1] for stream in streams) >= tokens
 
         async with httpx.AsyncClient(**self._options(), limits=httpx.Limits()) as client:
@@ -105,6 +114,7 @@ class Timed:
             tasks = [asyncio.create_task(one) for one in followed]
             try:
                 await _until(lambda: all(streams), tasks)
+                before = [len(stream) for stream in streams]
                 cpu_s, began_s = self.engine.cpu_seconds(), time.monotonic()
                 await _until(lambda: all(streams) and is_over(), tasks)
                 cores = (self.engine.cpu_seconds() - cpu_s) / (time.monotonic() - began_s)
@@ -113,11 +123,6 @@ class Timed:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        if not all(streams):
-            raise CompressionError(
-                f"{self.engine.name}: the engine does not run {len(bodies)} requests at a time: "
-                "raise its --max-num-seqs, or measure smaller batches"
-            )
         return streams, cores
 
     async def _follow(self, client: httpx.AsyncClient, body: Mapping[str, Any], samples: list[Sample]) -> None:

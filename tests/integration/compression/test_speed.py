@@ -68,7 +68,7 @@ def test_nothing_is_left_of_an_engine_that_did_not_become_ready(job: Job) -> Non
 def test_all_speeds_are_measured_and_make_sense(job: Job) -> None:
     found = job.measured["measured"]
     assert found["engine"].startswith("vllm 0.")
-    assert found["engine_args"] == ["--max-model-len=256", "--max-num-seqs=4", "--enforce-eager"]
+    assert found["engine_args"] == ["--max-model-len=1024", "--max-num-seqs=4", "--enforce-eager"]
     assert found["rounds"] == 2
     assert list(found["decode_tokens_per_s"]) == list(found["tpot_s"]) == ["1", "4"]
     assert found["prefill_tokens_per_s"]["low"] > 100

@@ -29,7 +29,7 @@ def make_tiny(folder: Path, tokenizer: Path) -> None:
     """A random Llama with SmolLM2's tokenizer."""
     config = LlamaConfig(
         **{"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 1024},
         **{"bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.06, "tie_word_embeddings": True},
     )
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def main(folder: Path, tokenizer: Path, python: Path) -> None:
     """The broken checkpoint first, then the tiny one, whose engine then runs until this process is killed."""
     settings = EngineSettings(
         python=python,
-        args=("--max-model-len=256", "--max-num-seqs=4", "--enforce-eager"),
+        args=("--max-model-len=1024", "--max-num-seqs=4", "--enforce-eager"),
         env={
             **{"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

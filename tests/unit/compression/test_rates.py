@@ -42,8 +42,10 @@ def test_several_tokens_in_one_part_all_count() -> None:
 
 
 def test_requests_that_did_not_run_together_have_no_rate() -> None:
-    with pytest.raises(ValueError, match="streams have 0 parts in the time in which all 2 run"):
+    with pytest.raises(ValueError, match="one has 0 parts in the time in which all 2 run"):
         decode_window([[(0.0, 1), (1.0, 2)], [(2.0, 1), (3.0, 2)]], cores=1.0)
+    with pytest.raises(ValueError, match="1 of 2 had begun when the first was over"):
+        decode_window([[(0.0, 1), (1.0, 2)], []], cores=1.0)
 
 
 @pytest.mark.parametrize(
