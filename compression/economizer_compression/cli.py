@@ -17,11 +17,15 @@ from economizer_compression.gate import Margins
 from economizer_compression.progress import say
 from economizer_compression.store import Store
 
+# The libraries' own settings, unless the user's: no network, and no remarks between the lines of progress.
+_LIBRARIES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 well, 1 not, 2 for a wrong command line, 3 for a gate that is shut."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "0" if getattr(options, "online", False) else "1")
+    for name, value in _LIBRARIES.items():
+        os.environ.setdefault(name, value)
     try:
         return int(options.run(options) or 0)
     except GateFailed as failed:

@@ -62,7 +62,8 @@ def evaluate_folder(
 
 def _kept(folder: Path, full: Reference) -> Kept:
     """By slice, for each item whether it is scored: whether it shares no text with what the variant was made from."""
-    texts = {name: [each.text for each in items] for name, items in {**full.passages, **full.choices}.items()}
+    texts = {name: [each.text for each in passages] for name, passages in full.passages.items()}
+    texts |= {name: [each.text for each in items] for name, items in full.choices.items()}
     path = folder / overlap.FILE_NAME
     if not path.is_file():
         return {name: [True] * len(items) for name, items in texts.items()}

@@ -92,7 +92,8 @@ def _dense_from_gptq(source: ModelFolder, quantization: dict[str, Any]) -> Any:
         message = " ".join(str(error).split())
         raise CompressionError(f"{source.path}: its weights do not fit its config.json: {message[:300]}") from None
     untied = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
-    # AutoGPTQ writes zeros where a layer has no bias.
+    # AutoGPTQ writes zeros where a layer has no bias; in old checkpoints lie the angles that transformers computes.
+    surplus = [name for name in surplus if not name.endswith(".rotary_emb.inv_freq")]
     surplus = [name for name in surplus if not name.endswith(".bias") or bool(dense[name].any())]
     if untied or surplus:
         raise CompressionError(f"{source.path}: its weights do not fit its config.json: {(untied + surplus)[:3]}")

@@ -44,9 +44,13 @@ def apply_steps(model: Any, steps: Sequence[OneshotStep], samples: Sequence[Sequ
 
 
 def _quieten() -> None:
-    """Warnings go on to the terminal; what llmcompressor tells of every module's time and loss does not."""
+    """Warnings go on to the terminal; what llmcompressor tells of every module, and of the absent GPU, does not."""
+
+    def worth_telling(record: Any) -> bool:
+        return record["level"].name != "METRIC" and "No accelerator" not in record["message"]
+
     logger.remove()
-    logger.add(sys.stderr, level="WARNING", filter=lambda record: record["level"].name != "METRIC")
+    logger.add(sys.stderr, level="WARNING", filter=worth_telling)
 
 
 def _one_pass(model: Any, steps: Sequence[OneshotStep], samples: Sequence[Sequence[int]]) -> None:

@@ -199,18 +199,15 @@ def _make(wanted: _Pass, into: Path, load: Load) -> None:
 
 
 def _passages(wanted: _Pass, into: Path, model: Any, tokenizer: Any) -> dict[str, list[Passage]]:
-    """What is scored token by token, by slice; the answers are made here, and the disk is checked before."""
-    on_tokens = [each for each in wanted.suite.evaluation if not isinstance(each, ChoiceSlice)]
-    needed_bytes = sum(map(_scored_max, on_tokens)) * vocabulary(model) * 2
-    require_disk(into, needed_bytes, "keeping the full model's logits")
-    passages = {}
-    for each in on_tokens:
-        given = wanted.material[each.slice]
-        if isinstance(each, TextSlice):
-            passages[each.slice] = _windows(each, tokenizer, given)
-        else:
-            cache = wanted.work / "answers"
-            passages[each.slice] = _answered(each, model, tokenizer, given, cache=cache, key=wanted.sha256)
+    """What is scored token by token, by slice; the answers are made here, what can fail is checked before."""
+    texts = [each for each in wanted.suite.evaluation if isinstance(each, TextSlice)]
+    chatted = [each for each in wanted.suite.evaluation if isinstance(each, AnswerSlice)]
+    passages = {each.slice: _windows(each, tokenizer, wanted.material[each.slice]) for each in texts}
+    scored_max = sum(map(_scored_max, [*texts, *chatted]))
+    require_disk(into, scored_max * vocabulary(model) * 2, "keeping the full model's logits")
+    for each in chatted:
+        given, cache = wanted.material[each.slice], wanted.work / "answers"
+        passages[each.slice] = _answered(each, model, tokenizer, given, cache=cache, key=wanted.sha256)
     return passages
 
 

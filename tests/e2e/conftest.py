@@ -1,7 +1,9 @@
-"""The README's way: ``make run`` with its own configuration (on a free port), real vLLM, and the official client."""
+"""The README's way: a variant made, measured and published, ``make run`` over it, real vLLM, the official client."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,54 @@ from fleet import Fleet, free_port
 from openai import OpenAI
 
 ROOT = Path(__file__).parents[2]
+BASE = ROOT / ".economizer" / "models" / "smollm2-135m-instruct"
+SUITE = {
+    "name": "short",
+    "calibration": [],
+    "evaluation": [{"slice": "documents", "text": "builtin:documents", "tokens": 1536, "window": 256}],
+}
+
+
+def compress(*words: object, code: int = 0) -> str:
+    """One ``economizer-compress`` command in its own environment; returns what it wrote."""
+    done = subprocess.run(
+        [ROOT / ".venvs" / "compression" / "bin" / "economizer-compress", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """``make run``, ready; ended as Ctrl-C ends it, with no process left behind."""
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the full model and INT8: compressed, evaluated on the engine that serves, gated, published."""
+    folder = tmp_path_factory.mktemp("variants")
+    store, suite, engine = folder / "store", folder / "suite.yaml", folder / "engine.yaml"
+    suite.write_text(yaml.safe_dump(SUITE))
+    settings = yaml.safe_load((ROOT / "compression" / "engines" / "vllm-cpu.yaml").read_text())
+    engine.write_text(yaml.safe_dump({**settings, "rounds": 1, "batches": [1, 8]}))
+    full, int8 = folder / "bf16", folder / "int8"
+    family = ("--family", "smollm2-135m")
+    compress("import", BASE, "--out", full, *family, "--variant", "bf16", "--full")
+    compress("publish", full, "--store", store)
+    compress("run", "int8-rtn", "--model", full, "--out", int8, *family, "--variant", "int8", "--suite", suite)
+    compress("evaluate", int8, "--reference", full, "--suite", suite, "--engine", engine)
+    assert "is promoted" in compress("gate", int8, "--store", store)
+    compress("publish", int8, "--store", store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def fleet(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """``make run`` over that store, ready; ended as Ctrl-C ends it, with no process left behind."""
     content = yaml.safe_load((ROOT / "deploy" / "config.yaml").read_text())
     content["http_options"]["port"] = free_port()
+    content["applications"][0]["args"]["catalogue"] = str(store / "catalogue.yaml")
     file = tmp_path_factory.mktemp("e2e") / "config.yaml"
     running = Fleet(file, content, ["make", "run", f"CONFIG={file}"])
     try:
