@@ -27,8 +27,10 @@ from economizer_compression.measure import measure_quality, measure_speed
 from economizer_compression.model_folder import ModelFolder, available_memory_bytes
 from economizer_compression.promotion import publish, whole_manifest
 from economizer_compression.store import Store
+from economizer_compression.tether import tethered
 
 _WORKER_BYTES = 3 << 30  # libraries and working space of one process, beside two copies of the weights
+_GRACE_S = 3.0
 _COMMAND = (sys.executable, "-m", "economizer_compression.cli")
 
 Say = Callable[[str], None]
@@ -102,10 +104,10 @@ def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
     if not unfinished:
         return
     room = available_memory_bytes() // (_WORKER_BYTES + 2 * ModelFolder.open(build.full).weights_bytes)
-    workers = max(1, min(os.cpu_count() or 1, room))
     started_s = time.monotonic()
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(_make_and_score, build, variant): variant for variant in unfinished}
+    workers = _Workers()
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, room))) as pool:
+        jobs = {pool.submit(_make_and_score, build, variant, workers): variant for variant in unfinished}
         try:
             for count, job in enumerate(as_completed(jobs), start=1):
                 variant = jobs[job]
@@ -117,6 +119,7 @@ def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
                 say(f"{variant}: {state} ({count} of {len(jobs)}, about {left_s / 60:.0f} min left)")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            workers.end()
             raise
 
 
@@ -124,32 +127,48 @@ def _is_scored(folder: Path) -> bool:
     return folder.exists() and read_manifest(folder).evaluation is not None
 
 
-def _make_and_score(build: Build, variant: str) -> None:
+def _make_and_score(build: Build, variant: str, workers: _Workers) -> None:
     folder = build.folder(variant)
     text = ["--suite", build.suite, *(["--data", str(build.data)] if build.data is not None else [])]
     if not folder.exists():
         made = ["run", build.family.variants[variant], "--model", str(build.full), "--out", str(folder)]
-        _worker(folder, [*made, "--family", build.family.family, "--variant", variant, *text])
-    _worker(folder, ["evaluate", str(folder), "--reference", str(build.full), "--quality-only", *text])
+        workers.run([*made, "--family", build.family.family, "--variant", variant, *text], folder)
+    workers.run(["evaluate", str(folder), "--reference", str(build.full), "--quality-only", *text], folder)
 
 
-def _worker(folder: Path, arguments: Sequence[str]) -> None:
-    """One command with its output in a log beside the folder; raises CompressionError with its last line."""
-    log = folder.with_name(f"{folder.name}.log")
-    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("a", encoding="utf-8") as output:
-        done = subprocess.run(
-            [*_COMMAND, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **one_thread},
-            check=False,
-        )
-    if done.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("economizer-compress: ") if lines else "it wrote nothing"
-        raise CompressionError(f"{last} (exit code {done.returncode}; its output is in {log})")
+class _Workers:
+    """Commands that run beside this process and end with it, however it ends."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, arguments: Sequence[str], folder: Path) -> None:
+        """One command with its output in a log beside the folder; raises CompressionError with its last line."""
+        log = folder.with_name(f"{folder.name}.log")
+        with log.open("a", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                tethered([*_COMMAND, *arguments], grace_s=_GRACE_S),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+            self._running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                self._running.discard(process)
+        if code != 0:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            last = lines[-1].removeprefix("economizer-compress: ") if lines else "it wrote nothing"
+            raise CompressionError(f"{last} (exit code {code}; its output is in {log})")
+
+    def end(self) -> None:
+        """Lets go of the tethers, which end what hangs on them."""
+        for process in tuple(self._running):
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _measured(build: Build, failed: dict[str, str], say: Say) -> None:

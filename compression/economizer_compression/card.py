@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from economizer.variants.manifest import Making, Manifest, SliceScore
+from economizer.variants.manifest import EngineMeasurement, Making, Manifest, SliceScore
 
 from economizer_compression.card_speed import speed_and_energy
 from economizer_compression.markdown import UNKNOWN, cell_text, interval, number, table
@@ -232,7 +232,7 @@ def _limitations(manifest: Manifest) -> list[str]:
         )
         if measured.decode_j_per_token is None:
             lines.append("Energy was not measured.")
-        lines.append(_beside_transformers(measured.logprob_difference_mean, measured.logprob_difference_max))
+        lines.append(_beside_transformers(measured))
     lines.append("Safety, bias, long contexts, tool calls and languages that no slice names were not evaluated.")
     return lines
 
@@ -244,12 +244,13 @@ _KINDS = {
 }
 
 
-def _beside_transformers(mean: float | None, largest: float | None) -> str:
-    if mean is None and largest is None:
+def _beside_transformers(measured: EngineMeasurement) -> str:
+    mean, largest, shift = measured.logprob_difference_mean, measured.logprob_difference_max, measured.logprob_shift
+    if mean is None or largest is None or shift is None:
         return "Whether the engine computes what transformers computes was not checked."
     return (
         "The engine's log probabilities differ from transformers' on the same checkpoint by "
-        f"{number(mean)} in the mean and {number(largest)} at most."
+        f"{number(mean)} in the mean and {number(largest)} at most; their means lie {shift:+.4f} apart."
     )
 
 

@@ -24,7 +24,7 @@ from economizer_compression.scores import ChoiceScores, Scores, TokenScores, eva
 from economizer_compression.suite import AnswerSlice, ChoiceSlice, Suite, TextSlice
 from economizer_compression.tasks import run_task
 
-_ROWS = 64  # a vocabulary of 256k in float32 takes a megabyte a token, and several copies are made
+_ROWS = 16  # in a cache, and little memory with a vocabulary of 256k; several copies are made in float32
 _EXCLUDED_SHARE_MAX = 0.5
 
 Kept = dict[str, list[bool]]
@@ -143,10 +143,11 @@ def token_scores(full: torch.Tensor, ours: torch.Tensor, passage: Passage) -> to
     parts = []
     for start in range(0, len(full), _ROWS):
         rows = slice(start, start + _ROWS)
-        p, q = full[rows].float().log_softmax(-1), ours[rows].float().log_softmax(-1)
+        theirs, mine = full[rows].float(), ours[rows].float()
+        p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
         # The sum of what is positive and negative rounds to a little below 0 for distributions that are nearly equal.
         kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)
-        agrees = full[rows].argmax(-1) == ours[rows].argmax(-1)
+        agrees = theirs.argmax(-1) == mine.argmax(-1)
         nlls = [-each.gather(1, following[rows, None])[:, 0] for each in (p, q)]
         parts.append(torch.stack([kl.double(), agrees.double(), *(nll.double() for nll in nlls)]))
     return torch.cat(parts, dim=1)

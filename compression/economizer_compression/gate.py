@@ -17,8 +17,8 @@ class Margins:
 
     ``quality_loss`` and ``accuracy_loss`` are the largest losses against the full model, as differences of quality and
     of task accuracy; the lower ends of the paired 95 % intervals are held against them (Miller, arXiv:2411.00640).
-    ``better`` is the share by which a measure has to be better to count; less is noise. ``logprob_difference`` is how
-    far, in the mean over tokens, the engine's log probabilities may be from transformers' on the same checkpoint.
+    ``better`` is the share by which a measure has to be better to count; less is noise. ``logprob_shift`` is how
+    far, in the mean over tokens, the engine's log probabilities may lie from transformers' on the same checkpoint.
     """
 
     __pydantic_config__ = _FORBID
@@ -26,7 +26,7 @@ class Margins:
     quality_loss: float = 0.3
     accuracy_loss: float = 0.05
     better: float = 0.02
-    logprob_difference: float = 0.1
+    logprob_shift: float = 0.05
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -70,11 +70,11 @@ def _engine_reasons(manifest: Manifest, margins: Margins) -> Iterator[str]:
     if engine is None or not engine.against_full:
         yield "it was not measured beside the full model on an engine: run `economizer-compress evaluate` with one"
         return
-    difference = engine.logprob_difference_mean
-    if difference is not None and difference > margins.logprob_difference:
+    shift = engine.logprob_shift
+    if shift is not None and abs(shift) > margins.logprob_shift:
         yield (
-            f"the engine computes something else than transformers: log probabilities differ by {difference:.3f} in "
-            f"the mean and {margins.logprob_difference:g} is allowed"
+            f"the engine computes something else than transformers: log probabilities lie {shift:+.3f} apart in the "
+            f"mean and {margins.logprob_shift:g} is allowed"
         )
 
 

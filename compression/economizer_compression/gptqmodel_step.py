@@ -34,11 +34,14 @@ def require_gptqmodel() -> None:
 def quantize_folder(source: Path, out: Path, step: GptqModel, samples: Sequence[Sequence[int]]) -> dict[str, float]:
     """Quantises the model in ``source`` looking at ``samples`` (token ids) into ``out``; returns each module's loss."""
     gptqmodel = _gptqmodel()
-    settings = gptqmodel.QuantizeConfig(
-        bits=step.bits, group_size=step.group_size, sym=step.symmetric, desc_act=step.desc_act
-    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = gptqmodel.GPTQModel.load(str(source), settings, device=device)
+    try:
+        settings = gptqmodel.QuantizeConfig(
+            bits=step.bits, group_size=step.group_size, sym=step.symmetric, desc_act=step.desc_act
+        )
+        model = gptqmodel.GPTQModel.load(str(source), settings, device=device)
+    except ValueError as error:
+        raise CompressionError(f"GPTQModel does not take {source} with {step}: {error}") from None
     rows = [torch.tensor([sample]) for sample in samples]
     model.quantize([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows], batch_size=1)
     losses = module_losses(model.quant_log, model.extract_layers_node()[0])
@@ -60,8 +63,8 @@ def module_losses(log: Iterable[Mapping[str, Any]], layers: str) -> dict[str, fl
 
 def _gptqmodel() -> Any:
     require_gptqmodel()
-    workers = int(os.environ.get("GPTQMODEL_CPU_WORKERS") or (os.cpu_count() or 1) // 2)
-    os.environ["GPTQMODEL_CPU_WORKERS"] = str(max(_WORKERS_MIN, workers))
+    if (os.cpu_count() or 1) <= _WORKERS_MIN:
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(_WORKERS_MIN))
     try:
         gptqmodel = importlib.import_module("gptqmodel")
         importlib.import_module("logbar").LogBar.shared().setLevel("WARN")

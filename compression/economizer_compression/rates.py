@@ -149,16 +149,22 @@ def paired_ratios(variant: Sequence[Round], full: Sequence[Round], *, with_energ
     return intervals([{name: one[name] for name in one if name in common} for one in ratios]) if ratios else {}
 
 
-def logprob_differences(served: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """(largest, mean) absolute difference of the tokens' log probabilities; raises ValueError unless shapes agree."""
+def logprob_differences(
+    served: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]
+) -> tuple[float, float, float]:
+    """How the tokens' log probabilities differ: the largest and the mean absolute difference, and the mean difference.
+
+    Raises ValueError unless the shapes agree.
+    """
     differences = [
-        abs(ours - theirs)
+        ours - theirs
         for served_one, expected_one in zip(served, expected, strict=True)
         for ours, theirs in zip(served_one, expected_one, strict=True)
     ]
     if not differences:
         raise ValueError("no log probabilities to compare")
-    return max(differences), sum(differences) / len(differences)
+    sizes = [abs(difference) for difference in differences]
+    return max(sizes), sum(sizes) / len(sizes), sum(differences) / len(differences)
 
 
 def _named(figures: Round, with_energy: bool) -> dict[str, float]:

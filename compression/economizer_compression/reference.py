@@ -39,7 +39,6 @@ _PROBES = (
 )
 
 Load = Callable[[Path], tuple[Any, Any]]
-Tokens = TextSlice | AnswerSlice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +142,7 @@ def logits(model: Any, passage: Passage, slice_name: str) -> torch.Tensor:
     ids = torch.tensor([passage.ids], device=model.device)
     rows = passage.scored + 1  # the last row predicts what follows the passage
     made = model(input_ids=ids, logits_to_keep=rows, use_cache=False).logits[0, -rows:-1]
-    if not bool(torch.isfinite(made).all()):
+    if not bool(torch.isfinite(made.sum(dtype=torch.float32))):  # one that is not finite makes the sum so
         raise CompressionError(
             f"slice {slice_name}: the model's logits are not finite: its weights are damaged or overflow in bfloat16"
         )
@@ -203,16 +202,12 @@ def _passages(wanted: _Pass, into: Path, model: Any, tokenizer: Any) -> dict[str
     texts = [each for each in wanted.suite.evaluation if isinstance(each, TextSlice)]
     chatted = [each for each in wanted.suite.evaluation if isinstance(each, AnswerSlice)]
     passages = {each.slice: _windows(each, tokenizer, wanted.material[each.slice]) for each in texts}
-    scored_max = sum(map(_scored_max, [*texts, *chatted]))
-    require_disk(into, scored_max * vocabulary(model) * 2, "keeping the full model's logits")
+    tokens = sum(each.tokens for each in texts) + sum(each.items * each.answer_tokens for each in chatted)
+    require_disk(into, tokens * vocabulary(model) * 2, "keeping the full model's logits")
     for each in chatted:
         given, cache = wanted.material[each.slice], wanted.work / "answers"
         passages[each.slice] = _answered(each, model, tokenizer, given, cache=cache, key=wanted.sha256)
     return passages
-
-
-def _scored_max(each: Tokens) -> int:
-    return each.tokens if isinstance(each, TextSlice) else each.items * each.answer_tokens
 
 
 def _windows(each: TextSlice, tokenizer: Any, texts: Sequence[str]) -> list[Passage]:

@@ -120,8 +120,8 @@ def measure(
     if reference is None:
         return measurement
     served = served_logprobs(variant, reference.token_ids)
-    largest, mean = logprob_differences(served, reference.logprobs)
-    return replace(measurement, logprob_difference_max=largest, logprob_difference_mean=mean)
+    largest, mean, shift = logprob_differences(served, reference.logprobs)
+    return replace(measurement, logprob_difference_max=largest, logprob_difference_mean=mean, logprob_shift=shift)
 
 
 def hardware() -> str:

@@ -92,11 +92,13 @@ def _items(
                     f"slice {slice_name}: the model's logits are not finite: its weights are damaged or overflow in "
                     "bfloat16"
                 )
-            told = [instance.args[1] for instance in item]
+            measured = task.process_results(item[0].doc, results)
+            if "acc" not in measured:
+                raise CompressionError(f"slice {slice_name}: metric_list: must have acc")
             yield ChoiceItem(
-                text="\n".join([item[0].args[0], *told]),
+                text="\n".join(dict.fromkeys(part for instance in item for part in instance.args)),
                 chosen=max(range(len(likelihoods)), key=likelihoods.__getitem__),
-                correct=bool(task.process_results(item[0].doc, results)["acc"]),
+                correct=bool(measured["acc"]),
             )
             advance()
 

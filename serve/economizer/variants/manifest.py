@@ -182,8 +182,10 @@ class EngineMeasurement:
 
     Decode figures map a batch size to tokens per second of the whole batch, seconds per output token of one request,
     and joules per output token. ``against_full`` holds the paired ratios, variant over full, measured in turns in the
-    same minutes; below 1 a rate is slower and an energy smaller. ``logprob_difference_max`` is the largest difference
-    of a token's log probability between the engine and transformers on the same checkpoint.
+    same minutes; below 1 a rate is slower and an energy smaller. Log probabilities
+    of a few texts' tokens are compared between the engine and transformers on the same checkpoint, in nats: the largest
+    and the mean absolute difference, and ``logprob_shift``, the mean of engine less transformers. Where activations are
+    rounded single tokens differ by much (a step of eight bits is near bfloat16's own error); the shift does not.
     """
 
     __pydantic_config__ = _FORBID
@@ -204,6 +206,7 @@ class EngineMeasurement:
     against_full: Mapping[str, Interval] = field(default_factory=dict)
     logprob_difference_max: float | None = None
     logprob_difference_mean: float | None = None
+    logprob_shift: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

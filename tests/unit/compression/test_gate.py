@@ -28,7 +28,7 @@ def made(
         EVALUATION, quality=interval(quality, quality - width, min(1.0, quality + width)), accuracy_difference=accuracy
     )
     against = {key.replace("_at_", "@"): interval(value) for key, value in ratios.items()}
-    engine = replace(ENGINE, against_full=against, logprob_difference_mean=logprobs)
+    engine = replace(ENGINE, against_full=against, logprob_shift=logprobs)
     return replace(MANIFEST, variant=variant, full=full, evaluation=evaluation, engine=engine, verdict=None)
 
 
@@ -55,7 +55,7 @@ def test_a_variant_within_the_margins_that_is_better_somewhere_is_promoted_with_
         "seconds per output token alone: 0.80 of the full model's",
         "seconds per prompt token: 0.80 of the full model's",
     )
-    assert verdict.margins == {"quality_loss": 0.2, "accuracy_loss": 0.1, "better": 0.02, "logprob_difference": 0.1}
+    assert verdict.margins == {"quality_loss": 0.2, "accuracy_loss": 0.1, "better": 0.02, "logprob_shift": 0.05}
 
 
 def test_the_lower_bound_of_quality_is_held_against_the_margin_and_not_the_score() -> None:
@@ -122,9 +122,9 @@ def test_what_was_not_measured_is_not_promoted(missing: str, reason: str) -> Non
 
 
 def test_an_engine_that_computes_something_else_is_not_promoted() -> None:
-    verdict = judge(made("int8", 0.93, logprobs=0.4, **ratios(1.25, 0.8)), [FULL], MARGINS)
+    verdict = judge(made("int8", 0.93, logprobs=-0.4, **ratios(1.25, 0.8)), [FULL], MARGINS)
     assert not verdict.promoted
-    assert "log probabilities differ by 0.400 in the mean and 0.1 is allowed" in verdict.reasons[0]
+    assert "log probabilities lie -0.400 apart in the mean and 0.05 is allowed" in verdict.reasons[0]
 
 
 def test_the_full_model_is_always_promoted() -> None:

@@ -113,8 +113,8 @@ def test_joules_are_cpu_seconds_times_watts() -> None:
     )
 
 
-def test_the_largest_and_the_mean_difference_of_log_probabilities() -> None:
-    assert logprob_differences([[-1.0, -2.0], [-3.0]], [[-1.5, -2.0], [-2.75]]) == (0.5, 0.25)
+def test_the_largest_and_the_mean_difference_of_log_probabilities_and_where_it_leans() -> None:
+    assert logprob_differences([[-1.0, -2.0], [-3.0]], [[-1.5, -2.0], [-2.75]]) == (0.5, 0.25, 0.25 / 3)
 
 
 def test_log_probabilities_of_other_texts_are_not_compared() -> None:

@@ -116,6 +116,15 @@ def test_what_this_environment_sets_for_itself_does_not_reach_an_engine() -> Non
             ],
             "ValueError: No kernel for this layer",
         ),
+        (
+            [
+                "(EngineCore pid=8) ValueError: Failed to find a kernel for the WNA16 linear layer. Reasons:",
+                "(EngineCore pid=8)   Dynamic4bit cannot implement due to: Unsupported quant type uint8b128",
+                "(EngineCore pid=8)   CPUWNA16 cannot implement due to: weight type",
+            ],
+            "ValueError: Failed to find a kernel for the WNA16 linear layer. Reasons: "
+            "Dynamic4bit cannot implement due to: Unsupported quant type uint8b128",
+        ),
         (["usage: api_server.py", "api_server.py: error: no such --x"], "api_server.py: error: no such --x"),
         (["INFO 11-24 01:00:00 [api_server.py:1] all is well"], None),
         ([], None),
