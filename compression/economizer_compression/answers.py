@@ -16,7 +16,7 @@ from economizer_compression.locks import one_at_a_time
 from economizer_compression.progress import steps
 from economizer_compression.texts import Chat
 
-_BATCH = 8
+_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

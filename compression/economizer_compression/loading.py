@@ -23,15 +23,15 @@ _RESERVE_BYTES = 2 * GIB  # what torch, the libraries and the calibration data t
 def load_model(folder: Path) -> tuple[Any, Any]:
     """(model in bfloat16 and evaluation mode, tokenizer) of a checkpoint as it computes when it is served.
 
-    On a machine with CUDA the model is spread over the GPUs, then memory. AutoGPTQ checkpoints are read without any
-    kernel of their own: their weights alone are quantised, so the dense weights that the integers stand for compute
+    On a machine with CUDA the model is spread over the GPUs, then memory; AutoGPTQ checkpoints go to one GPU. These are
+    read without any kernel of their own: their weights alone are quantised, so the dense weights that the integers stand for compute
     the same.
     """
     source = ModelFolder.open(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     quantization = source.config.get("quantization_config") or {}
     if quantization.get("quant_method") == "gptq":
-        model = _dense_from_gptq(source, quantization)
+        model = _dense_from_gptq(source, quantization).to("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device_map = "auto" if torch.cuda.is_available() else None
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=device_map)

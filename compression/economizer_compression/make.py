@@ -76,7 +76,6 @@ def make_variant(job: Job, say: Say) -> Manifest:
     check(job.recipe, job.source, job.out, say)
     if isinstance(job.recipe.steps[0], GptqModel):
         require_gptqmodel()
-    started_s = time.process_time()
     origin = job.source.origin()
     _open_work(job, origin)
     with _partial_output_removed(job):
@@ -95,7 +94,7 @@ def make_variant(job: Job, say: Say) -> Manifest:
             calibration=texts.record if texts is not None else None,
             candidates=candidates,
             module_losses=made["losses"],
-            cpu_seconds=round(made["cpu_seconds"] + time.process_time() - started_s, 1),
+            cpu_seconds=_cpu_seconds(job),
             versions=versions(),
             hardware=hardware(),
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -239,6 +238,12 @@ def _prune(
         model.save_pretrained(out)
     AutoTokenizer.from_pretrained(source.path).save_pretrained(out)
     return losses
+
+
+def _cpu_seconds(job: Job) -> float:
+    """What making all candidates took, those of a run that was killed too."""
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in job.work.glob("candidate-*/made.json")]
+    return round(sum(float(each["cpu_seconds"]) for each in made), 1)
 
 
 def _recorded(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Step]:

@@ -46,7 +46,7 @@ def measure_speed(folders: Sequence[Path], reference: Path, *, engine: str, say:
     The full model may be among ``folders``; it is measured alone. Returns why for each folder that no engine served.
     """
     file = load_engine(engine)
-    settings, plan = _settings(file), MeasurePlan(rounds=file.rounds, batches=file.batches)
+    settings, plan = _settings(file), MeasurePlan(rounds=file.rounds, batches=file.batches, prefill_s=3.0, decode_s=1.2)
     failures: dict[Path, str] = {}
     with Engine(reference, settings, name="full", progress=say) as full:
         for folder in folders:

@@ -66,7 +66,8 @@ class ModelFolder:
         found = self.config.get("quantization_config")
         if not isinstance(found, dict):
             return None
-        return "/".join(str(found[key]) for key in ("quant_method", "format", "checkpoint_format") if found.get(key))
+        parts = [str(found[key]) for key in ("quant_method", "format", "checkpoint_format") if found.get(key)]
+        return "/".join(dict.fromkeys(parts))
 
     @property
     def weights_bytes(self) -> int:

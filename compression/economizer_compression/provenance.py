@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("economizer", "llmcompressor", "compressed-tensors", "transformers", "torch")
+_PACKAGES = ("economizer", "llmcompressor", "compressed-tensors", "transformers", "torch", "gptqmodel")
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from economizer_compression.suite import ChoiceSlice
 from economizer_compression.texts import located
 
 _ITEMS_AT_ONCE = 16
-_BATCH = 8
+_BATCH = 4  # lm-eval holds the log probabilities of all a batch's tokens, in single precision
 
 T = TypeVar("T")
 
