@@ -172,7 +172,7 @@ class _Workers:
 
 
 def _measured(build: Build, failed: dict[str, str], say: Say) -> None:
-    folders = [build.full, *(build.folder(variant) for variant in build.variants if variant not in failed)]
+    folders = [build.folder(variant) for variant in build.variants if variant not in failed]
     unmeasured = [folder for folder in folders if read_manifest(folder).engine is None]
     if unmeasured:
         say(f"measuring {len(unmeasured)} variants on engines, one after the other")

@@ -24,8 +24,8 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     """(model in bfloat16 and evaluation mode, tokenizer) of a checkpoint as it computes when it is served.
 
     On a machine with CUDA the model is spread over the GPUs, then memory; AutoGPTQ checkpoints go to one GPU. These are
-    read without any kernel of their own: their weights alone are quantised, so the dense weights that the integers stand for compute
-    the same.
+    read without any kernel of their own: their weights alone are quantised, so the dense weights that the integers
+    stand for compute the same.
     """
     source = ModelFolder.open(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -16,12 +16,14 @@ from economizer_compression.loading import load_model
 from economizer_compression.manifests import write_manifest
 from economizer_compression.promotion import whole_manifest
 from economizer_compression.serving import Engine, EngineSettings
-from economizer_compression.speed import LogprobReference, MeasurePlan, measure
+from economizer_compression.speed import LogprobReference, MeasurePlan, measure_pair
 from economizer_compression.suite import load_suite
 from economizer_compression.texts import DOCUMENTS, documents
 
 _TEXTS = 4
 _TEXT_TOKENS = 192
+_PREFILL_S = 3.0
+_DECODE_S = 1.2
 
 Say = Callable[[str], None]
 
@@ -43,26 +45,29 @@ def measure_quality(folder: Path, reference: Path, *, suite: str, data: Path | N
 def measure_speed(folders: Sequence[Path], reference: Path, *, engine: str, say: Say) -> dict[Path, str]:
     """Measures each variant on a real engine in turns with the full model's, and writes it into its manifest.
 
-    The full model may be among ``folders``; it is measured alone. Returns why for each folder that no engine served.
+    The first one's rounds go into the full model's manifest, too, where it has none. Returns why for each folder that
+    no engine served.
     """
     file = load_engine(engine)
-    settings, plan = _settings(file), MeasurePlan(rounds=file.rounds, batches=file.batches, prefill_s=3.0, decode_s=1.2)
+    settings = _settings(file)
+    plan = MeasurePlan(rounds=file.rounds, batches=file.batches, prefill_s=_PREFILL_S, decode_s=_DECODE_S)
     failures: dict[Path, str] = {}
+    full_expected = _expected(reference)
     with Engine(reference, settings, name="full", progress=say) as full:
         for folder in folders:
-            manifest = whole_manifest(folder)
-            expected = _expected(folder)
+            manifest, expected = whole_manifest(folder), _expected(folder)
             try:
-                if manifest.full:
-                    measured = measure(full, None, plan, reference=expected, progress=say)
-                else:
-                    with Engine(folder, settings, name=manifest.variant, progress=say) as variant:
-                        measured = measure(variant, full, plan, reference=expected, progress=say)
+                with Engine(folder, settings, name=manifest.variant, progress=say) as variant:
+                    measured, full_measured = measure_pair(
+                        variant, full, plan, reference=expected, full_reference=full_expected, progress=say
+                    )
             except CompressionError as error:
                 failures[folder] = str(error)
                 say(f"{manifest.variant}: {error}")
                 continue
             write_manifest(folder, replace(manifest, engine=measured))
+            if (full_manifest := whole_manifest(reference)).engine is None:
+                write_manifest(reference, replace(full_manifest, engine=full_measured))
     return failures
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from economizer.variants.manifest import Manifest, Verdict
 
+from economizer_compression.beside_full import beside_full
 from economizer_compression.card import write_card
 from economizer_compression.catalogue import catalogued, register
 from economizer_compression.errors import CompressionError
@@ -43,11 +44,13 @@ def publish(folders: Sequence[Path], store: Store, catalogue: Path | None) -> It
     manifests = [whole_manifest(folder) for folder in folders]
     known = {record.key: record.manifest for record in store.variants()}
     known |= {(manifest.family, manifest.variant): manifest for manifest in manifests}
+    fulls = {family: manifest for (family, _), manifest in known.items() if manifest.full}
     for folder, manifest in zip(folders, manifests, strict=True):
+        full = fulls.get(manifest.family)
         write_card(folder, manifest, [other for (family, _), other in known.items() if family == manifest.family])
         done = store.publish(folder, manifest)
         if catalogue is not None and done.view is not None:
-            register(catalogue, [(done.record.manifest, done.view)])
+            register(catalogue, [(beside_full(done.record.manifest, full), done.view)])
         yield (
             f"{done.record.id}: published, {done.written_bytes / 1e6:.1f} MB written, "
             f"{done.shared_bytes / 1e6:.1f} MB were there already"

@@ -107,7 +107,31 @@ def measure(
     for a while slows both. A warm-up with every batch size goes before and says how many tokens a window needs. Joules
     are the CPU seconds of the engine's processes times its settings' watts per busy core.
     """
-    engines = [variant] if full is None else [variant, full]
+    sides = _take_turns([variant] if full is None else [variant, full], plan, progress)
+    measured = _measurement(variant, sides[0].rounds, [] if full is None else sides[1].rounds)
+    return _beside_transformers(variant, measured, reference)
+
+
+def measure_pair(
+    variant: Engine,
+    full: Engine,
+    plan: MeasurePlan,
+    *,
+    reference: LogprobReference | None = None,
+    full_reference: LogprobReference | None = None,
+    progress: Progress | None = None,
+) -> tuple[EngineMeasurement, EngineMeasurement]:
+    """What `measure` says of the variant, and of the full model from the same rounds."""
+    sides = _take_turns([variant, full], plan, progress)
+    measured = _measurement(variant, sides[0].rounds, sides[1].rounds)
+    full_measured = _measurement(full, sides[1].rounds, [])
+    return (
+        _beside_transformers(variant, measured, reference),
+        _beside_transformers(full, full_measured, full_reference),
+    )
+
+
+def _take_turns(engines: Sequence[Engine], plan: MeasurePlan, progress: Progress | None) -> list[_Side]:
     sides = [_Side(engine, plan) for engine in engines]
     rate = min(side.warm_up() for side in sides)
     for side in sides:
@@ -116,12 +140,17 @@ def measure(
         _one_round(sides if number % 2 == 0 else sides[::-1], plan, number)
         if progress is not None:
             progress(f"round {number + 1} of {plan.rounds}: " + "; ".join(side.told() for side in sides))
-    measurement = _measurement(variant, sides[0].rounds, [] if full is None else sides[1].rounds)
+    return sides
+
+
+def _beside_transformers(
+    engine: Engine, measured: EngineMeasurement, reference: LogprobReference | None
+) -> EngineMeasurement:
     if reference is None:
-        return measurement
-    served = served_logprobs(variant, reference.token_ids)
+        return measured
+    served = served_logprobs(engine, reference.token_ids)
     largest, mean, shift = logprob_differences(served, reference.logprobs)
-    return replace(measurement, logprob_difference_max=largest, logprob_difference_mean=mean, logprob_shift=shift)
+    return replace(measured, logprob_difference_max=largest, logprob_difference_mean=mean, logprob_shift=shift)
 
 
 def hardware() -> str:

@@ -47,9 +47,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     full, int8 = folder / "bf16", folder / "int8"
     family = ("--family", "smollm2-135m")
     compress("import", BASE, "--out", full, *family, "--variant", "bf16", "--full")
-    compress("publish", full, "--store", store)
     compress("run", "int8-rtn", "--model", full, "--out", int8, *family, "--variant", "int8", "--suite", suite)
     compress("evaluate", int8, "--reference", full, "--suite", suite, "--engine", engine)
+    compress("publish", full, "--store", store)
     assert "is promoted" in compress("gate", int8, "--store", store)
     compress("publish", int8, "--store", store)
     return store

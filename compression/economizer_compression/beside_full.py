@@ -1,0 +1,50 @@
+"""What was measured at different times, made to compare: the full model's figures times each variant's paired ratios.
+
+A shared machine is faster in one minute than in another by more than variants differ. What was measured in turns with
+the full model compares; figures of two variants, measured an hour apart, do not. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from economizer.variants.manifest import EngineMeasurement, Interval, Manifest
+
+
+def beside_full(manifest: Manifest, full: Manifest | None) -> Manifest:
+    """The manifest with its engine's rates and joules as the full model's own times the paired ratios.
+
+    Unchanged for the full model, and where either was not measured, on the same hardware and engine.
+    """
+    if manifest.full or full is None or manifest.engine is None or full.engine is None:
+        return manifest
+    ours, theirs = manifest.engine, full.engine
+    if (ours.hardware, ours.engine) != (theirs.hardware, theirs.engine) or not ours.against_full:
+        return manifest
+    return replace(manifest, engine=_scaled(ours, theirs))
+
+
+def _scaled(ours: EngineMeasurement, theirs: EngineMeasurement) -> EngineMeasurement:
+    def scaled(figure: Interval, full: Interval | None, key: str) -> Interval:
+        ratio = ours.against_full.get(key)
+        if ratio is None or full is None:
+            return figure
+        ends = (full.value * ratio.low, full.value * ratio.high)
+        return Interval(value=full.value * ratio.value, low=ends[0], high=ends[1])
+
+    prefill_j, decode_j = ours.prefill_j_per_token, ours.decode_j_per_token
+    full_decode_j = theirs.decode_j_per_token or {}
+    return replace(
+        ours,
+        prefill_tokens_per_s=scaled(ours.prefill_tokens_per_s, theirs.prefill_tokens_per_s, "prefill"),
+        decode_tokens_per_s={
+            batch: scaled(figure, theirs.decode_tokens_per_s.get(batch), f"decode@{batch}")
+            for batch, figure in ours.decode_tokens_per_s.items()
+        },
+        ttft_s=scaled(ours.ttft_s, theirs.ttft_s, "ttft"),
+        prefill_j_per_token=prefill_j and scaled(prefill_j, theirs.prefill_j_per_token, "prefill_j"),
+        decode_j_per_token=decode_j
+        and {
+            batch: scaled(figure, full_decode_j.get(batch), f"decode_j@{batch}") for batch, figure in decode_j.items()
+        },
+    )
