@@ -47,7 +47,8 @@ def publish(folders: Sequence[Path], store: Store, catalogue: Path | None) -> It
     fulls = {family: manifest for (family, _), manifest in known.items() if manifest.full}
     for folder, manifest in zip(folders, manifests, strict=True):
         full = fulls.get(manifest.family)
-        write_card(folder, manifest, [other for (family, _), other in known.items() if family == manifest.family])
+        family = [beside_full(other, full) for key, other in known.items() if key[0] == manifest.family]
+        write_card(folder, manifest, family)
         done = store.publish(folder, manifest)
         if catalogue is not None and done.view is not None:
             register(catalogue, [(beside_full(done.record.manifest, full), done.view)])
