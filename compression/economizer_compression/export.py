@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from economizer_compression.folders import whole_folder
@@ -30,6 +31,13 @@ def export_gguf(out: Path) -> None:
         model.save_pretrained(partial)
         model.generation_config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(f"---\nlicense: {license_of(gguf)}\n---\n", encoding="utf-8")
+
+
+def license_of(gguf: Path) -> str:
+    """The licence that the file states of its model."""
+    stated = GGUFReader(gguf).fields.get("general.license")
+    return "unknown" if stated is None else str(stated.contents())
 
 
 def packaged_gguf() -> Path:

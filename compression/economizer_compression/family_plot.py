@@ -9,12 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 _FULL = Interval(value=1.0, low=1.0, high=1.0)  # by definition
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
 # Where a label may stand beside its point, in points (1/72 inch), the first that is free.
 _PLACES = ((8, 6), (8, -12), (-8, 6), (-8, -12), (8, 20), (8, -26), (-8, 20), (-8, -26), (8, 34), (-8, 34))
+
+_SPREAD_MAX = 4  # times the smallest energy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,7 @@ def plot_family(manifests: Sequence[Manifest], path: Path) -> None:
     axes = figure.add_subplot()
     for point in points:
         _draw(axes, point)
+    _spread(axes, points)
     left_out = sorted({one.variant for one in manifests} - {point.name for point in points})
     _describe(axes, known, batch, left_out)
     canvas.draw()  # the labels look for free places, which lie where they will only once it is laid out
@@ -101,6 +105,16 @@ def _draw(axes: Axes, point: _Point) -> None:
 def _error(interval: Interval) -> list[list[float]]:
     """How far the interval reaches to both sides of its value, which an interval of another kind may not hold."""
     return [[max(0.0, interval.value - interval.low)], [max(0.0, interval.high - interval.value)]]
+
+
+def _spread(axes: Axes, points: Sequence[_Point]) -> None:
+    """A logarithmic scale where one variant's energy would push all others together."""
+    energies = [point.energy.value for point in points]
+    if energies and max(energies) > _SPREAD_MAX * min(energies) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _describe(axes: Axes, known: Sequence[Manifest], batch: int | None, left_out: Sequence[str]) -> None:

@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from economizer.variants.manifest import Candidate, Making, Manifest, Origin, Step
+from economizer.variants.manifest import FILE_NAME, Candidate, Making, Manifest, Origin, Step
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
@@ -26,7 +26,7 @@ from economizer_compression.checks import check
 from economizer_compression.errors import CompressionError
 from economizer_compression.gptqmodel_step import quantize_folder, require_gptqmodel
 from economizer_compression.loading import load_model, model_to_compress
-from economizer_compression.manifests import digest_folder, write_manifest
+from economizer_compression.manifests import digest_folder, read_manifest, write_manifest
 from economizer_compression.model_folder import ModelFolder
 from economizer_compression.oneshot import apply_steps
 from economizer_compression.provenance import hardware, versions
@@ -76,7 +76,7 @@ def make_variant(job: Job, say: Say) -> Manifest:
     check(job.recipe, job.source, job.out, say)
     if isinstance(job.recipe.steps[0], GptqModel):
         require_gptqmodel()
-    origin = job.source.origin()
+    origin = _origin(job.source)
     _open_work(job, origin)
     with _partial_output_removed(job):
         texts = _texts(job, say) if job.recipe.needs_text else None
@@ -104,6 +104,16 @@ def make_variant(job: Job, say: Say) -> Manifest:
         finished.rename(job.out)
     shutil.rmtree(job.work)
     return manifest
+
+
+def _origin(source: ModelFolder) -> Origin:
+    """What the source's own manifest says of it, if it has one: the full model by its own name, else the variant."""
+    origin = source.origin()
+    if not (source.path / FILE_NAME).is_file():
+        return origin
+    manifest = read_manifest(source.path)
+    name = manifest.origin.name if manifest.full else f"{manifest.family}@{manifest.variant}"
+    return replace(origin, name=name, license=manifest.license)
 
 
 def manifest_of(
