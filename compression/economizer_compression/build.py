@@ -18,15 +18,17 @@ from pathlib import Path
 from economizer.variants.manifest import Manifest
 
 from economizer_compression.errors import CompressionError
-from economizer_compression.family import FamilyFile, located
+from economizer_compression.family import FamilyFile, load_engine, located
 from economizer_compression.gate import judge
 from economizer_compression.importing import import_checkpoint
 from economizer_compression.listing import listing, table
-from economizer_compression.manifests import read_manifest, write_manifest
+from economizer_compression.manifests import digest_of, read_manifest, write_manifest
 from economizer_compression.measure import measure_quality, measure_speed
 from economizer_compression.model_folder import ModelFolder, available_memory_bytes
 from economizer_compression.promotion import publish, whole_manifest
+from economizer_compression.recipes import load_recipe
 from economizer_compression.store import Store
+from economizer_compression.suite import load_suite
 from economizer_compression.tether import tethered
 
 _WORKER_BYTES = 3 << 30  # libraries and working space of one process, beside two copies of the weights
@@ -93,14 +95,19 @@ def _take_over_full_model(build: Build, say: Say) -> None:
             full=True,
             say=say,
         )
-    if whole_manifest(build.full).evaluation is None:
+    whole_manifest(build.full)
+    if not _is_scored(build.full, load_suite(build.suite).sha256):
         say(f"scoring {build.family.full}, which the others are compared with")
         measure_quality(build.full, build.full, suite=build.suite, data=build.data, say=say)
 
 
 def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
     """Each variant by a worker of its own, so that one that fails or is killed takes nothing with it."""
-    unfinished = [variant for variant in build.variants if not _is_scored(build.folder(variant))]
+    full_sha256 = digest_of(read_manifest(build.full).files)
+    suite_sha256 = load_suite(build.suite).sha256
+    for variant in build.variants:
+        _refuse_another(build, variant, full_sha256)
+    unfinished = [variant for variant in build.variants if not _is_scored(build.folder(variant), suite_sha256)]
     if not unfinished:
         return
     room = available_memory_bytes() // (_WORKER_BYTES + 2 * ModelFolder.open(build.full).weights_bytes)
@@ -123,8 +130,26 @@ def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
             raise
 
 
-def _is_scored(folder: Path) -> bool:
-    return folder.exists() and read_manifest(folder).evaluation is not None
+def _refuse_another(build: Build, variant: str, full_sha256: str) -> None:
+    """Raises CompressionError for a folder of that name that was made from another model or by another recipe."""
+    folder, recipe = build.folder(variant), build.family.variants[variant]
+    if not folder.exists():
+        return
+    manifest = read_manifest(folder)
+    made_by = manifest.making.recipe if manifest.making is not None else "none"
+    if manifest.origin.sha256 != full_sha256 or made_by != load_recipe(recipe).name:
+        raise CompressionError(
+            f"{folder} is not {build.family.full} by recipe {recipe}, but {manifest.origin.name} by {made_by}: "
+            "remove it, or build to another folder with --out"
+        )
+
+
+def _is_scored(folder: Path, suite_sha256: str) -> bool:
+    """Whether the variant is there with its score on this very suite."""
+    if not folder.exists():
+        return False
+    evaluation = read_manifest(folder).evaluation
+    return evaluation is not None and evaluation.suite_sha256 == suite_sha256
 
 
 def _make_and_score(build: Build, variant: str, workers: _Workers) -> None:
@@ -173,11 +198,18 @@ class _Workers:
 
 def _measured(build: Build, failed: dict[str, str], say: Say) -> None:
     folders = [build.folder(variant) for variant in build.variants if variant not in failed]
-    unmeasured = [folder for folder in folders if read_manifest(folder).engine is None]
+    args = load_engine(build.family.engine).args
+    unmeasured = [folder for folder in folders if not _is_measured(folder, args)]
     if unmeasured:
         say(f"measuring {len(unmeasured)} variants on engines, one after the other")
         failures = measure_speed(unmeasured, build.full, engine=build.family.engine, say=say)
         failed.update({folder.name: why for folder, why in failures.items()})
+
+
+def _is_measured(folder: Path, args: Sequence[str]) -> bool:
+    """Whether the variant was measured on an engine with these arguments."""
+    engine = read_manifest(folder).engine
+    return engine is not None and tuple(engine.engine_args) == tuple(args)
 
 
 def _judged(build: Build, variants: Sequence[str], say: Say) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from economizer.variants.manifest import FILE_NAME, Candidate, Making, Manifest, Origin, Step
 from safetensors import SafetensorError
@@ -85,8 +86,8 @@ def make_variant(job: Job, say: Say) -> Manifest:
         shutil.rmtree(finished, ignore_errors=True)
         shutil.copytree(chosen, finished, ignore=shutil.ignore_patterns("made.json"), copy_function=os.link)
         made = json.loads((chosen / "made.json").read_text(encoding="utf-8"))
-        if texts is not None:
-            overlap.save(texts.ngrams, finished / "calibration.ngrams")
+        if (seen := _seen(job, texts)) is not None:
+            overlap.save(seen, finished / overlap.FILE_NAME)
         making = Making(
             recipe=job.recipe.name,
             steps=tuple(_recorded(made["steps"])),
@@ -104,6 +105,14 @@ def make_variant(job: Job, say: Say) -> Manifest:
         finished.rename(job.out)
     shutil.rmtree(job.work)
     return manifest
+
+
+def _seen(job: Job, texts: CalibrationTexts | None) -> overlap.Hashes | None:
+    """The n-grams of all text that the variant comes from, its input model's own calibration or training text too."""
+    earlier = job.source.path / overlap.FILE_NAME
+    found = [overlap.load(earlier)] if earlier.is_file() else []
+    found += [texts.ngrams] if texts is not None else []
+    return np.unique(np.concatenate(found)) if found else None
 
 
 def _origin(source: ModelFolder) -> Origin:
