@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from compress import ROOT, compress
 from fleet import Fleet, free_port
 from openai import OpenAI
 
-ROOT = Path(__file__).parents[2]
 BASE = ROOT / ".economizer" / "models" / "smollm2-135m-instruct"
 SUITE = {
     "name": "short",
     "calibration": [],
     "evaluation": [{"slice": "documents", "text": "builtin:documents", "tokens": 1536, "window": 256}],
 }
-
-
-def compress(*words: object, code: int = 0) -> str:
-    """One ``economizer-compress`` command in its own environment; returns what it wrote."""
-    done = subprocess.run(
-        [ROOT / ".venvs" / "compression" / "bin" / "economizer-compress", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")

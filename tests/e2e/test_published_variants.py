@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, compress
+from compress import ROOT, compress
 from fleet import Fleet
 from openai import OpenAI
 

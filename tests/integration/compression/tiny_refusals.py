@@ -1,4 +1,4 @@
-"""Runs in the compression environment, for test_run.py: what `run` refuses. Says each refusal in a line of JSON.
+"""Runs in the compression environment, for test_run_command.py: what `run` refuses. Says each in JSON.
 
 ::
 
