@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from economizer.variants.manifest import EngineMeasurement, Interval, Manifest
 
+_ALIKE = ("hardware", "engine", "engine_args", "energy_method")
+
 
 def beside_full(manifest: Manifest, full: Manifest | None) -> Manifest:
     """The manifest with its engine's rates and joules as the full model's own times the paired ratios.
@@ -19,7 +21,8 @@ def beside_full(manifest: Manifest, full: Manifest | None) -> Manifest:
     if manifest.full or full is None or manifest.engine is None or full.engine is None:
         return manifest
     ours, theirs = manifest.engine, full.engine
-    if (ours.hardware, ours.engine) != (theirs.hardware, theirs.engine) or not ours.against_full:
+    alike = all(getattr(ours, name) == getattr(theirs, name) for name in _ALIKE)
+    if not alike or not ours.against_full:
         return manifest
     return replace(manifest, engine=_scaled(ours, theirs))
 

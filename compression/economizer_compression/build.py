@@ -6,27 +6,30 @@ engine runs alone. What is there already, whole, is not done again, so a build t
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from economizer.variants.manifest import Manifest
+from economizer.variants.manifest import Making, Manifest
 
 from economizer_compression.errors import CompressionError
 from economizer_compression.family import FamilyFile, load_engine, located
 from economizer_compression.gate import judge
 from economizer_compression.importing import import_checkpoint
 from economizer_compression.listing import listing, table
+from economizer_compression.make import HELD_BACK
 from economizer_compression.manifests import digest_of, read_manifest, write_manifest
-from economizer_compression.measure import measure_quality, measure_speed
+from economizer_compression.measure import is_current, measure_quality, measure_speed
 from economizer_compression.model_folder import ModelFolder, available_memory_bytes
 from economizer_compression.promotion import publish, whole_manifest
-from economizer_compression.recipes import load_recipe
+from economizer_compression.recipes import Recipe, load_recipe
+from economizer_compression.reference import suite_digest
 from economizer_compression.store import Store
 from economizer_compression.suite import load_suite
 from economizer_compression.tether import tethered
@@ -96,7 +99,7 @@ def _take_over_full_model(build: Build, say: Say) -> None:
             say=say,
         )
     whole_manifest(build.full)
-    if not _is_scored(build.full, load_suite(build.suite).sha256):
+    if not _is_scored(build.full, suite_digest(load_suite(build.suite), build.data)):
         say(f"scoring {build.family.full}, which the others are compared with")
         measure_quality(build.full, build.full, suite=build.suite, data=build.data, say=say)
 
@@ -104,7 +107,7 @@ def _take_over_full_model(build: Build, say: Say) -> None:
 def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
     """Each variant by a worker of its own, so that one that fails or is killed takes nothing with it."""
     full_sha256 = digest_of(read_manifest(build.full).files)
-    suite_sha256 = load_suite(build.suite).sha256
+    suite_sha256 = suite_digest(load_suite(build.suite), build.data)
     for variant in build.variants:
         _refuse_another(build, variant, full_sha256)
     unfinished = [variant for variant in build.variants if not _is_scored(build.folder(variant), suite_sha256)]
@@ -136,12 +139,27 @@ def _refuse_another(build: Build, variant: str, full_sha256: str) -> None:
     if not folder.exists():
         return
     manifest = read_manifest(folder)
-    made_by = manifest.making.recipe if manifest.making is not None else "none"
-    if manifest.origin.sha256 != full_sha256 or made_by != load_recipe(recipe).name:
+    if manifest.origin.sha256 != full_sha256 or not _is_made_by(manifest.making, load_recipe(recipe), build.suite):
         raise CompressionError(
-            f"{folder} is not {build.family.full} by recipe {recipe}, but {manifest.origin.name} by {made_by}: "
-            "remove it, or build to another folder with --out"
+            f"{folder} was made from another model than {build.family.full}, by another recipe than {recipe} is now, "
+            f"or with other text than suite {build.suite} has: remove it, or build to another folder with --out"
         )
+
+
+def _is_made_by(making: Making | None, recipe: Recipe, suite: str) -> bool:
+    """Whether the recorded steps are one of the recipe's candidates, with its text."""
+    if making is None:
+        return False
+    recorded = json.dumps([[step.name, dict(step.parameters)] for step in making.steps])
+    candidates = (json.dumps([[step.name, asdict(step)] for step in steps]) for _, steps in recipe.candidates())
+    wanted, text = recipe.calibration, making.calibration
+    same_text = not recipe.needs_text or (
+        text is not None
+        and (text.seed, text.tokens) == (wanted.seed, text.samples * wanted.tokens)
+        and 0 <= text.samples - wanted.samples <= HELD_BACK
+        and text.source.startswith(f"{load_suite(suite).name}: ")
+    )
+    return making.recipe == recipe.name and recorded in candidates and same_text
 
 
 def _is_scored(folder: Path, suite_sha256: str) -> bool:
@@ -198,18 +216,12 @@ class _Workers:
 
 def _measured(build: Build, failed: dict[str, str], say: Say) -> None:
     folders = [build.folder(variant) for variant in build.variants if variant not in failed]
-    args = load_engine(build.family.engine).args
-    unmeasured = [folder for folder in folders if not _is_measured(folder, args)]
+    file = load_engine(build.family.engine)
+    unmeasured = [folder for folder in folders if not is_current(read_manifest(folder).engine, file)]
     if unmeasured:
         say(f"measuring {len(unmeasured)} variants on engines, one after the other")
         failures = measure_speed(unmeasured, build.full, engine=build.family.engine, say=say)
         failed.update({folder.name: why for folder, why in failures.items()})
-
-
-def _is_measured(folder: Path, args: Sequence[str]) -> bool:
-    """Whether the variant was measured on an engine with these arguments."""
-    engine = read_manifest(folder).engine
-    return engine is not None and tuple(engine.engine_args) == tuple(args)
 
 
 def _judged(build: Build, variants: Sequence[str], say: Say) -> None:

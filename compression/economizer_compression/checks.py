@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer
 
 from economizer_compression.errors import CompressionError
 from economizer_compression.model_folder import GIB, ModelFolder, available_memory_bytes, require_disk
@@ -23,6 +24,7 @@ def check(recipe: Recipe, source: ModelFolder, out: Path, say: Say) -> None:
     """What would make the work fail later, found now: format, sizes, broken weights, disk and memory."""
     if source.quantization is not None:
         raise CompressionError(f"{source.path} is quantised already ({source.quantization}): give the full model")
+    refuse_unknown(source)
     if recipe.hidden_size is not None and recipe.hidden_size != source.config.get("hidden_size"):
         found = source.config.get("hidden_size")
         raise CompressionError(f"recipe {recipe.name} is for models of hidden size {recipe.hidden_size}, not {found}")
@@ -34,6 +36,16 @@ def check(recipe: Recipe, source: ModelFolder, out: Path, say: Say) -> None:
     _require_memory(recipe, source)
     say(f"checking {source.weights_bytes / GIB:.2f} GiB of weights")
     refuse_broken_weights(source)
+
+
+def refuse_unknown(source: ModelFolder) -> None:
+    """Raises CompressionError for a model or a tokenizer that transformers does not know."""
+    try:
+        AutoConfig.from_pretrained(source.path)
+        AutoTokenizer.from_pretrained(source.path)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CompressionError(f"{source.path} cannot be loaded by transformers: {first}") from None
 
 
 def _require_memory(recipe: Recipe, source: ModelFolder) -> None:

@@ -34,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CompressionError as error:
         print(f"economizer-compress: {error}", file=sys.stderr)
         return 1
+    except (OSError, ValueError) as error:  # of the libraries and the system; ours are all CompressionErrors
+        if os.environ.get("ECONOMIZER_TRACEBACK"):
+            raise
+        first = [*str(error).strip().splitlines(), "no message"][0]
+        told = f"{type(error).__name__}: {first} (ECONOMIZER_TRACEBACK=1 shows where)"
+        print(f"economizer-compress: {told}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("economizer-compress: interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
@@ -155,6 +162,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _gate(options: argparse.Namespace) -> None:
     from economizer_compression.promotion import promote
 
+    _refuse_catalogue_for_url(options)
     margins = _checked(lambda: Margins(quality_loss=options.quality_loss, accuracy_loss=options.accuracy_loss))
     verdict = promote(options.folder, Store(options.store), _catalogue(options), margins)
     if not verdict.promoted:
@@ -172,6 +180,7 @@ def _checked(build: Callable[[], Any]) -> Any:
 def _publish(options: argparse.Namespace) -> None:
     from economizer_compression.promotion import publish
 
+    _refuse_catalogue_for_url(options)
     for line in publish([options.folder], Store(options.store), _catalogue(options)):
         say(line)
 
@@ -181,6 +190,11 @@ def _catalogue(options: argparse.Namespace) -> Path | None:
     if options.catalogue is not None:
         return Path(options.catalogue)
     return None if "://" in options.store else Path(options.store) / "catalogue.yaml"
+
+
+def _refuse_catalogue_for_url(options: argparse.Namespace) -> None:
+    if options.catalogue is not None and "://" in options.store:
+        raise CompressionError("--catalogue names folders of this machine: `fetch` from the store and publish there")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -208,6 +222,8 @@ def _clean(options: argparse.Namespace) -> int:
     if catalogue is None:
         raise CompressionError("a store behind a URL has no catalogue of its own: name the gateway's with --catalogue")
     store = Store(options.store)
+    if not catalogue.is_file() and store.variants():
+        raise CompressionError(f"there is no catalogue {catalogue}, and all of {options.store} would go: name it")
     names = {(record.manifest.family, record.manifest.variant) for record in store.variants()}
     dropped = {(family, variant) for family, _, variant in (name.partition("@") for name in options.drop)}
     if unknown := sorted("@".join(pair) for pair in dropped - names):

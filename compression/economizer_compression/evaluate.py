@@ -19,7 +19,16 @@ from economizer_compression import overlap
 from economizer_compression.errors import CompressionError
 from economizer_compression.manifests import digest_folder, digest_of
 from economizer_compression.progress import steps
-from economizer_compression.reference import Load, Passage, Reference, full_pass, logits, probes, vocabulary
+from economizer_compression.reference import (
+    Load,
+    Passage,
+    Reference,
+    full_pass,
+    logits,
+    probes,
+    suite_digest,
+    vocabulary,
+)
 from economizer_compression.scores import ChoiceScores, Scores, TokenScores, evaluation
 from economizer_compression.suite import AnswerSlice, ChoiceSlice, Suite, TextSlice
 from economizer_compression.tasks import run_task
@@ -53,7 +62,7 @@ def evaluate_folder(
     return evaluation(
         scores,
         suite=suite.name,
-        suite_sha256=suite.sha256,
+        suite_sha256=suite_digest(suite, data),
         reference_sha256=sha256,
         seed=seed,
         items_excluded=sum(not scored for items in kept.values() for scored in items),

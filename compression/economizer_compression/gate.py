@@ -39,10 +39,11 @@ def judge(manifest: Manifest, served: Sequence[Manifest], margins: Margins) -> V
     It must lose no more than the margins allow, and must not be dominated: no served variant may be as good while
     this one is better in none of joules, dollars and latency.
     """
-    against = [other for other in served if other.variant != manifest.variant and other.evaluation is not None]
+    against = [other for other in served if other.variant != manifest.variant and quality(other) is not None]
     if manifest.full:
         return Verdict(promoted=True, reasons=("it is the full model",), margins=asdict(margins))
     failed = [*_quality_reasons(manifest, margins), *_engine_reasons(manifest, margins)]
+    failed += _suite_reasons(manifest, against)
     if not failed:
         failed = [reason for other in against for reason in _dominated_by(manifest, other, margins)]
     reasons = tuple(failed) if failed else tuple(_merits(manifest, margins))
@@ -78,11 +79,27 @@ def _engine_reasons(manifest: Manifest, margins: Margins) -> Iterator[str]:
         )
 
 
+def _suite_reasons(manifest: Manifest, against: Sequence[Manifest]) -> Iterator[str]:
+    """Scores compare where they are of one suite on the same texts, against the same full model."""
+    ours = manifest.evaluation
+    for other in against:
+        theirs = other.evaluation
+        if ours is None or theirs is None:
+            continue
+        if (ours.suite_sha256, ours.reference_sha256) != (theirs.suite_sha256, theirs.reference_sha256):
+            yield f"it was scored on other text or against another model than {other.variant}: evaluate both alike"
+
+
+def quality(manifest: Manifest) -> float | None:
+    """The quality of a variant, 1 for the full model; None where it was not evaluated."""
+    if manifest.full:
+        return 1.0
+    return manifest.evaluation.quality.value if manifest.evaluation is not None else None
+
+
 def _dominated_by(manifest: Manifest, other: Manifest, margins: Margins) -> Iterator[str]:
-    assert manifest.evaluation is not None
-    assert other.evaluation is not None
-    ours, theirs = manifest.evaluation.quality.value, other.evaluation.quality.value
-    if theirs < ours:
+    ours, theirs = quality(manifest), quality(other)
+    if ours is None or theirs is None or theirs < ours:
         return
     mine, its = costs(manifest), costs(other)
     shares = {name: mine[name] / its[name] for name in mine.keys() & its.keys()}

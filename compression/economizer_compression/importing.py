@@ -22,6 +22,7 @@ from economizer_compression.model_folder import GIB, ModelFolder, require_disk
 _OLDER = "quantize_config.json"
 
 Say = Callable[[str], None]
+_NOT_TAKEN = shutil.ignore_patterns("manifest.json", ".*")
 
 
 def import_checkpoint(folder: Path, out: Path, *, family: str, variant: str, full: bool, say: Say) -> Manifest:
@@ -42,20 +43,26 @@ def import_checkpoint(folder: Path, out: Path, *, family: str, variant: str, ful
     refuse_broken_weights(source)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder, partial, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("manifest.json", ".*"))
-    if older:
-        _with_settings_in_config(partial, older)
-    _with_usual_weights_name(partial)
-    imported = replace(source.origin(), name=source.path.resolve().name)
-    manifest = manifest_of(partial, family=family, variant=variant, origin=imported, full=full)
-    write_manifest(partial, manifest)
-    partial.rename(out)
+    try:
+        shutil.copytree(folder, partial, copy_function=_link_or_copy, ignore=_NOT_TAKEN)
+        if older:
+            _with_settings_in_config(partial, older)
+        _with_usual_weights_name(partial)
+        imported = replace(source.origin(), name=source.path.resolve().name)
+        manifest = manifest_of(partial, family=family, variant=variant, origin=imported, full=full)
+        write_manifest(partial, manifest)
+        partial.rename(out)
+    except OSError as error:
+        raise CompressionError(f"{folder} cannot be brought to {out}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
 def _link_or_copy(source: str, target: str) -> None:
+    """Links a file, or what a symbolic link leads to: a hub's cache is made of such."""
     try:
-        os.link(source, target)
+        os.link(Path(source).resolve(), target)
     except OSError:
         shutil.copy2(source, target)
 
@@ -85,3 +92,4 @@ def _with_usual_weights_name(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and files[0].name != "model.safetensors":
         files[0].rename(folder / "model.safetensors")
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)

@@ -44,7 +44,7 @@ from economizer_compression.recipes import (
 from economizer_compression.suite import Suite
 from economizer_compression.sweep import kept_logits, mean_kl
 
-_HELD_BACK = 4  # samples that candidates are compared on and no candidate saw
+HELD_BACK = 4  # samples that candidates are compared on and no candidate saw
 
 Say = Callable[[str], None]
 
@@ -78,9 +78,9 @@ def make_variant(job: Job, say: Say) -> Manifest:
     if isinstance(job.recipe.steps[0], GptqModel):
         require_gptqmodel()
     origin = _origin(job.source)
-    _open_work(job, origin)
+    texts = _texts(job, say) if job.recipe.needs_text or _is_swept(job.recipe) else None
+    _open_work(job, origin, texts)
     with _partial_output_removed(job):
-        texts = _texts(job, say) if job.recipe.needs_text else None
         chosen, candidates = _best(job, texts, say)
         finished = job.work / "finished"
         shutil.rmtree(finished, ignore_errors=True)
@@ -141,10 +141,15 @@ def manifest_of(
     )
 
 
-def _open_work(job: Job, origin: Origin) -> None:
+def _open_work(job: Job, origin: Origin, texts: CalibrationTexts | None) -> None:
     """The work folder of this very job; what another job left there is removed."""
-    told = {"recipe": asdict(job.recipe), "steps": [step.name for step in job.recipe.steps], "model": origin.sha256}
-    told |= {"suite": job.suite.sha256, "versions": versions()}
+    told: dict[str, Any] = {
+        "recipe": asdict(job.recipe),
+        "steps": [step.name for step in job.recipe.steps],
+        "model": origin.sha256,
+        "text": texts.record.sha256 if texts is not None else None,
+        "versions": versions(),
+    }
     key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
     file = job.work / "job.txt"
     if not file.is_file() or file.read_text(encoding="ascii") != key:
@@ -156,7 +161,7 @@ def _open_work(job: Job, origin: Origin) -> None:
 def _texts(job: Job, say: Say) -> CalibrationTexts:
     """The calibration samples and a few more that are held back when there is something to choose between."""
     settings = job.recipe.calibration
-    held_back = _HELD_BACK if _is_swept(job.recipe) else 0
+    held_back = HELD_BACK if _is_swept(job.recipe) else 0
     say(f"calibration: {settings.samples + held_back} samples of {settings.tokens} tokens")
 
     def model() -> Any:

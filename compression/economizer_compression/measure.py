@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from economizer.variants.manifest import FILE_NAME, EngineMeasurement, Manifest
 
 from economizer_compression.errors import CompressionError
 from economizer_compression.evaluate import evaluate_folder
@@ -34,10 +35,11 @@ def measure_quality(folder: Path, reference: Path, *, suite: str, data: Path | N
     The full model's own pass is kept in a folder beside the variant, for the next one.
     """
     manifest = whole_manifest(folder)
+    _full_manifest(reference)
     evaluation = evaluate_folder(
         folder, reference, load_suite(suite), data=data, work=folder.parent / "reference", seed=0, load=load_model
     )
-    write_manifest(folder, replace(manifest, evaluation=evaluation))
+    write_manifest(folder, replace(manifest, evaluation=evaluation, verdict=None))
     quality = evaluation.quality
     say(f"{manifest.variant}: quality {quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f})")
 
@@ -52,11 +54,13 @@ def measure_speed(folders: Sequence[Path], reference: Path, *, engine: str, say:
     settings = _settings(file)
     plan = MeasurePlan(rounds=file.rounds, batches=file.batches, prefill_s=_PREFILL_S, decode_s=_DECODE_S)
     failures: dict[Path, str] = {}
+    reference_manifest = _full_manifest(reference)
     full_expected = _expected(reference)
     with Engine(reference, settings, name="full", progress=say) as full:
         for folder in folders:
-            manifest, expected = whole_manifest(folder), _expected(folder)
+            manifest = whole_manifest(folder)
             try:
+                expected = _expected(folder)
                 with Engine(folder, settings, name=manifest.variant, progress=say) as variant:
                     measured, full_measured = measure_pair(
                         variant, full, plan, reference=expected, full_reference=full_expected, progress=say
@@ -65,10 +69,34 @@ def measure_speed(folders: Sequence[Path], reference: Path, *, engine: str, say:
                 failures[folder] = str(error)
                 say(f"{manifest.variant}: {error}")
                 continue
-            write_manifest(folder, replace(manifest, engine=measured))
-            if (full_manifest := whole_manifest(reference)).engine is None:
-                write_manifest(reference, replace(full_manifest, engine=full_measured))
+            write_manifest(folder, replace(manifest, engine=measured, verdict=None))
+            if reference_manifest is not None and not is_current(reference_manifest.engine, file):
+                reference_manifest = replace(reference_manifest, engine=full_measured)
+                write_manifest(reference, reference_manifest)
     return failures
+
+
+def _full_manifest(reference: Path) -> Manifest | None:
+    """The reference's manifest, where it has one; raises CompressionError when that is of a variant."""
+    if not (reference / FILE_NAME).is_file():
+        return None
+    manifest = whole_manifest(reference)
+    if not manifest.full:
+        name = f"{manifest.family}@{manifest.variant}"
+        raise CompressionError(
+            f"--reference {reference} is {name}: must be the full model, which variants are held against"
+        )
+    return manifest
+
+
+def is_current(engine: EngineMeasurement | None, file: EngineFile) -> bool:
+    """Whether a measurement is of an engine as the file now has it: arguments, batches, rounds, watts."""
+    if engine is None or engine.engine_args != file.args or set(engine.decode_tokens_per_s) != set(file.batches):
+        return False
+    watts = file.power is None or f"x {file.power.core_w:g} W per busy core ({file.power.source})" in (
+        engine.energy_method or ""
+    )
+    return engine.rounds == file.rounds and watts
 
 
 def _settings(file: EngineFile) -> EngineSettings:

@@ -116,7 +116,7 @@ def full_pass(folder: Path, sha256: str, suite: Suite, *, data: Path | None, wor
 
     Who else wants the same pass waits for it. Raises CompressionError for text that is missing or too short.
     """
-    material = {each.slice: _material(each, data) for each in suite.evaluation}
+    material = _materials(suite, data)
     wanted = _Pass(folder=folder, sha256=sha256, suite=suite, material=material, data=data, work=work)
     kept = work / wanted.name
     work.mkdir(parents=True, exist_ok=True)
@@ -131,6 +131,16 @@ def full_pass(folder: Path, sha256: str, suite: Suite, *, data: Path | None, wor
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return Reference.open(kept)
+
+
+def suite_digest(suite: Suite, data: Path | None) -> str:
+    """SHA-256 over the suite and all text that it names: scores of equal digests were made on the same items."""
+    told = json.dumps([_FORMAT, suite.sha256, _materials(suite, data)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _materials(suite: Suite, data: Path | None) -> dict[str, Any]:
+    return {each.slice: _material(each, data) for each in suite.evaluation}
 
 
 @torch.no_grad()

@@ -131,6 +131,22 @@ def test_the_full_model_is_always_promoted() -> None:
     assert judge(FULL, [], MARGINS).promoted
 
 
+def test_a_full_model_that_was_not_evaluated_counts_all_the_same() -> None:
+    verdict = judge(made("int4", 0.9, **ratios(0.5, 2)), [replace(FULL, evaluation=None)], MARGINS)
+    assert not verdict.promoted
+    assert verdict.reasons[0].startswith("bf16 is as good (quality 1.000")
+
+
+def test_scores_of_other_text_do_not_compare() -> None:
+    other = made("int8-rtn", 0.91, **ratios(1.25, 0.8))
+    assert other.evaluation is not None
+    other = replace(other, evaluation=replace(other.evaluation, suite_sha256="f" * 64))
+    verdict = judge(made("int8", 0.93, **ratios(1.25, 0.8)), [FULL, other], MARGINS)
+    assert verdict.reasons == (
+        "it was scored on other text or against another model than int8-rtn: evaluate both alike",
+    )
+
+
 def test_costs_are_shares_of_the_full_models() -> None:
     assert costs(FULL) == dict.fromkeys(costs(FULL), 1.0)
     found = costs(made("int8", 0.9, **ratios(1.25, 0.8)))
