@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ def _modifiers(step: OneshotStep) -> list[Any]:
                 mask_structure=step.mask,
                 dampening_frac=step.dampening,
                 targets=["Linear"],
-                ignore=list(step.ignore),
+                # By pattern: SparseGPT sees a layer of its own, such as the head, under another name than the model's.
+                ignore=[f"re:.*{re.escape(name)}" for name in step.ignore],
             )
         ]
     groups = {"group_0": _scheme(step)}

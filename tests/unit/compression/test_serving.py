@@ -140,6 +140,7 @@ def test_watts_come_with_their_source() -> None:
 
 
 def test_an_engine_that_cannot_be_started_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    before = descendants(os.getpid())
     with (
         pytest.raises(CompressionError, match=r"does not serve .*: it ended with code 127 before it was ready"),
         Engine(tmp_path, EngineSettings(python=tmp_path / "python")),
@@ -150,7 +151,7 @@ def test_an_engine_that_cannot_be_started_says_so_and_leaves_nothing(tmp_path: P
         Engine(tmp_path / "no", EngineSettings(python=tmp_path)),
     ):
         pass
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= set(before)
 
 
 def test_an_engine_that_takes_too_long_is_ended(tmp_path: Path) -> None:
@@ -159,10 +160,11 @@ def test_an_engine_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     slow.chmod(0o755)
     told: list[str] = []
     log = tmp_path / "engine.log"
+    before = descendants(os.getpid())
     with (
         pytest.raises(CompressionError, match=r"it was not ready in 0.3 s\nIts last lines \(.*engine.log\):\nloading"),
         Engine(tmp_path, EngineSettings(python=slow, start_timeout_s=0.3), log=log, progress=told.append),
     ):
         pass
     assert log.read_text() == "loading\n"
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= set(before)
