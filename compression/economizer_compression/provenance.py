@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
 _PACKAGES = ("economizer", "llmcompressor", "compressed-tensors", "transformers", "torch", "gptqmodel")
 
 
@@ -24,8 +25,23 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The processor, and the GPUs where there are some."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join([f"{name}, {os.cpu_count()} cores", *gpus])
+    """The machine in words: CPU model, the cores that this process may use, and the GPUs."""
+    models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    words = [models[0] if models else os.uname().machine, f"{cores} core{'s' * (cores != 1)}", *gpu_names()]
+    return ", ".join(words)
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that torch sees, or where it is a build without CUDA those that the driver knows."""
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    informed = (line for file in sorted(_NVIDIA.glob("*/information")) for line in _lines(str(file)))
+    return [line.partition(":")[2].strip() for line in informed if line.startswith("Model:")]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -6,13 +6,11 @@ is scored token by token, the logits as they came, in bfloat16, as raw 16-bit in
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +22,9 @@ from numpy.typing import NDArray
 
 from economizer_compression.answers import answer
 from economizer_compression.errors import CompressionError
+from economizer_compression.locks import one_at_a_time
 from economizer_compression.model_folder import require_disk
-from economizer_compression.progress import say, steps
+from economizer_compression.progress import steps
 from economizer_compression.suite import AnswerSlice, ChoiceSlice, Slice, Suite, TextSlice
 from economizer_compression.tasks import ChoiceItem, data_digests, run_task, spread
 from economizer_compression.texts import Chat, chats, documents
@@ -120,7 +119,7 @@ def full_pass(folder: Path, sha256: str, suite: Suite, *, data: Path | None, wor
     wanted = _Pass(folder=folder, sha256=sha256, suite=suite, material=material, data=data, work=work)
     kept = work / wanted.name
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work / f"{kept.name}.lock"):
+    with one_at_a_time(work, "the full model's pass"):
         if not kept.is_dir():
             unfinished = work / f"{kept.name}.partial"
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -261,14 +260,3 @@ def _bfloat16(raw: NDArray[np.int16], rows: slice) -> torch.Tensor:
 def _logits_file(names: Sequence[str], name: str) -> str:
     """A slice's file is named by its place: a slice's name may hold what no file's name does."""
     return f"{list(names).index(name)}.logits"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process scores the full model; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from economizer.variants.manifest import EngineMeasurement
 
 from economizer_compression.errors import CompressionError
+from economizer_compression.provenance import gpu_names, hardware
 from economizer_compression.rates import (
     DecodeWindow,
     PrefillWindow,
@@ -27,7 +26,6 @@ from economizer_compression.rates import (
 from economizer_compression.serving import Engine, EngineSettings, Progress
 from economizer_compression.timing import Timed, served_logprobs
 
-_NVIDIA = Path("/proc/driver/nvidia/gpus")
 _WARM_UP_LIMIT_S = 0.7
 _LIMIT_FACTOR = 2.0  # a window on an engine that turns out slower than its warm-up ends by time
 _GROWTH_TOKENS = 8
@@ -153,22 +151,6 @@ def _beside_transformers(
     return replace(measured, logprob_difference_max=largest, logprob_difference_mean=mean, logprob_shift=shift)
 
 
-def hardware() -> str:
-    """The machine in words: CPU model, the cores that this process may use, and the GPUs."""
-    models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    words = [models[0] if models else os.uname().machine, f"{cores} core{'s' * (cores != 1)}", *gpu_names()]
-    return ", ".join(words)
-
-
-def gpu_names() -> list[str]:
-    """The GPUs that torch sees, or where it is a build without CUDA those that the driver knows."""
-    if torch.cuda.is_available():
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    informed = (line for file in sorted(_NVIDIA.glob("*/information")) for line in _lines(str(file)))
-    return [line.partition(":")[2].strip() for line in informed if line.startswith("Model:")]
-
-
 class _Side:
     """One of the engines that take turns: what it is asked in a window, and what it did in each round."""
 
@@ -264,10 +246,3 @@ def _measurement(variant: Engine, rounds: Sequence[Round], full_rounds: Sequence
         energy_method=method,
         against_full=paired_ratios(rounds, full_rounds, with_energy=core_w is not None) if full_rounds else {},
     )
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
