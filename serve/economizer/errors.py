@@ -11,7 +11,11 @@
     │   ├── ContextTooLong              400  context_length_exceeded
     │   ├── FeatureUnsupported          400  feature_unsupported
     │   └── TermsUnmet                  422  terms_unmet
+    ├── KeyRefused                      401  invalid_api_key
+    │   └── NotAllowed                  403  permission_denied
     ├── Overloaded                      429  rate_limit_exceeded     (Retry-After)
+    │   └── QuotaSpent                  429  insufficient_quota      (Retry-After)
+    ├── LedgerGone                      503  ledger_unavailable      (Retry-After)
     ├── NotReady                        503  not_ready               (Retry-After)
     ├── EngineFailed                    502  engine_failed
     │   ├── BadEngineAnswer             502
@@ -25,6 +29,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+
+def require(holds: bool, field_name: str, value: object, rule: str) -> None:
+    """Raise ValueError naming the field, its value and the rule when the rule does not hold."""
+    if not holds:
+        raise ValueError(f"{field_name} is {value!r}: {rule}")
 
 
 class EconomizerError(Exception):
@@ -120,6 +130,36 @@ class Overloaded(EconomizerError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaSpent(Overloaded):
+    """A hard end of the tenant's budget is reached."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class KeyRefused(EconomizerError):
+    """No key, or one that does not exist, was revoked or has expired."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotAllowed(KeyRefused):
+    """The key is known, but may not do this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class LedgerGone(EconomizerError):
+    """Nothing can be booked now, and the configuration says that requests then stop."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "ledger_unavailable"
 
 
 class NotReady(EconomizerError):

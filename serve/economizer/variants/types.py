@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+from economizer.errors import require as require
+
 # The endpoints and abilities that a request may need and a variant may have. `chat`, `completions`, `responses` and
 # `embeddings` are endpoints; the others are what a request asks for in its body.
 FEATURES = frozenset({"chat", "completions", "responses", "embeddings", "tools", "json", "logprobs", "vision", "audio"})
 
 _FORBID = {"extra": "forbid"}  # read by pydantic in config.py: unknown keys are refused
-
-
-def require(holds: bool, field_name: str, value: object, rule: str) -> None:
-    """Raise ValueError naming the field, its value and the rule when the rule does not hold."""
-    if not holds:
-        raise ValueError(f"{field_name} is {value!r}: {rule}")
 
 
 def require_measures(size_bytes: int | None, kl_mean: float | None, top1_agreement: float | None) -> None:

@@ -1,0 +1,1 @@
+"""What was metered, and what of it each request took."""

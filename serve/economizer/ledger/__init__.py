@@ -1,0 +1,1 @@
+"""What was spent: windows, work and prices become accounts that add up, kept in a database."""
