@@ -69,6 +69,16 @@ def configuration(families: Mapping[str, Any], **gateway: Any) -> dict[str, Any]
     }
 
 
+def _ledger_of_its_own(file: Path, content: Mapping[str, Any]) -> Path:
+    """Beside the file, where the configuration names no other; the path of its database."""
+    settings = content["applications"][0]["args"].setdefault("ledger", {})
+    folder = file.parent / f"{file.stem}-ledger"
+    if settings is not None:
+        settings.setdefault("url", f"sqlite:///{folder / 'ledger.db'}")
+        settings.setdefault("spool", str(folder / "spool"))
+    return folder / "ledger.db"
+
+
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
@@ -113,6 +123,7 @@ class Fleet:
     def __init__(self, file: Path, content: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
         self.file = file
         self.content = content
+        self.ledger = _ledger_of_its_own(file, content)
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         self.url = f"http://127.0.0.1:{content['http_options']['port']}"
         self.families: Mapping[str, Any] = content["applications"][0]["args"]["families"]

@@ -17,10 +17,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from economizer.admission.tenants import AdmissionSettings, Tenant
 from economizer.autoscaling.planner import GATEWAY
+from economizer.energy.carbon import HourlyTable
+from economizer.energy.choose import MeterSettings
 from economizer.engine.types import EngineSpec
 from economizer.errors import ConfigurationError, Mistake
 from economizer.published import with_published
+from economizer.router.holdout import HoldOut
 from economizer.router.policies import POLICIES, Policy
 from economizer.variants.catalog import NAME_RULE, Catalog, is_name
 from economizer.variants.types import EnergyCard, Family, PowerCard, Price, QualityCard, SpeedCard, Variant, require
@@ -33,6 +37,7 @@ _FORBID = {"extra": "forbid"}
 _CATALOGUE = "catalogue"
 _NO_FILE = object()
 _GIB = 2**30
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +69,51 @@ class GatewaySettings:
         for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "wake_timeout_s", "retry_after_s"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         require(self.queue_max >= 0, "queue_max", self.queue_max, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerSettings:
+    """Where what was spent is booked, and how often. Times in seconds.
+
+    ``url`` is SQLAlchemy's, of SQLite or PostgreSQL; ``env:NAME`` takes it from that environment variable of the
+    bookkeeper's node, so that a password stands in no file. ``spool`` is the folder for bookings that the database does
+    not take. Engines are metered in windows of ``window_s``; gateways tell what happened each ``report_s``.
+    ``answer_wait_s`` is how long an answer that is complete may be held back until its energy is measured; 0 answers at
+    once with the estimate. Requests and windows are forgotten after ``keep_days``, hourly accounts never.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    url: str = "sqlite:///./.economizer/ledger/ledger.db"
+    spool: str = "./.economizer/ledger/spool"
+    spool_mib_max: int = 1024
+    window_s: float = 1.0
+    report_s: float = 0.25
+    answer_wait_s: float = 0.0
+    keep_days: float = 35.0
+    meter: MeterSettings = field(default_factory=MeterSettings)
+
+    def __post_init__(self) -> None:
+        require(bool(self.url), "url", self.url, "must be a database's URL; for no ledger, set ledger: null")
+        require(0.1 <= self.window_s <= 60, "window_s", self.window_s, "must be between 0.1 and 60")
+        require(0.05 <= self.report_s <= 5, "report_s", self.report_s, "must be between 0.05 and 5")
+        require(0 <= self.answer_wait_s <= 30, "answer_wait_s", self.answer_wait_s, "must be between 0 and 30")
+        require(self.spool_mib_max >= 1, "spool_mib_max", self.spool_mib_max, "must be 1 or more")
+        require(1 / 24 <= self.keep_days < inf, "keep_days", self.keep_days, "must be an hour (1/24) or more")
+
+    def located(self, base: Path) -> LedgerSettings:
+        """With its relative paths made absolute below ``base``, and the URL read from the environment where it says."""
+        url = self.url
+        if url.startswith("env:"):
+            name = url.removeprefix("env:")
+            url = os.environ.get(name, "")
+            if not url:
+                rule = f"must be the ledger's URL, since ledger.url is {self.url!r}"
+                raise ConfigurationError("environment", (mistake(name, url, rule),))
+        if url.startswith("sqlite:///./"):
+            url = f"sqlite:///{base / url.removeprefix('sqlite:///./')}"
+        spool = str(base / self.spool) if self.spool.startswith("./") else self.spool
+        return replace(self, url=url, spool=spool)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +227,9 @@ class Configuration:
     prices: Mapping[str, Price] = field(default_factory=dict)
     policies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    ledger: LedgerSettings | None = field(default_factory=LedgerSettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    savings: HoldOut = field(default_factory=HoldOut)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -204,7 +257,7 @@ class Configuration:
             speed=config.speed,
             power=config.power,
             energy=config.energy,
-            price=self.prices.get(config.hardware),
+            price=self._price(config),
             replicas_min=config.replicas.min,
             replicas_max=config.replicas.max,
             routed=config.routed,
@@ -212,6 +265,14 @@ class Configuration:
             kl_mean=config.kl_mean,
             top1_agreement=config.top1_agreement,
         )
+
+    def _price(self, config: VariantConfig) -> Price | None:
+        price = self.prices.get(config.hardware)
+        if price is None:
+            return None
+        if price.carbon_table is not None:
+            price = replace(price, carbon_table=str(_table_path(price.carbon_table)))
+        return price.for_replica(num_cpus=config.ray.num_cpus, num_gpus=config.ray.num_gpus)
 
     @cached_property
     def all_policies(self) -> Mapping[str, Policy]:
@@ -236,6 +297,10 @@ def home() -> Path:
         return Path(set_home)
     checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _table_path(named: str) -> Path:
+    return home() / named if named.startswith("./") else Path(named)
 
 
 def located(spec: EngineSpec, base: Path) -> EngineSpec:
@@ -331,8 +396,9 @@ def _user_config_mistakes(args: Any, user_config: Any, prefix: str) -> Iterator[
     if not isinstance(user_config, dict):
         yield mistake(prefix, user_config, "must be a mapping")
         return
-    if GATEWAY in user_config:
-        yield mistake(join(prefix, (GATEWAY,)), user_config[GATEWAY], "belongs in args: it takes a new gateway")
+    for key in (GATEWAY, "ledger"):
+        if key in user_config:
+            yield mistake(join(prefix, (key,)), user_config[key], f"belongs in args: it takes a new {key}")
     families = user_config.get("families")
     for family_name, family in (families if isinstance(families, dict) else {}).items():
         variants = family.get("variants") if isinstance(family, dict) else None
@@ -352,12 +418,15 @@ def _serve_mistakes(
     http = content.get("http_options") or {}
     if not isinstance(http, dict):
         yield mistake("http_options", http, "must be a mapping")
-        http = {}
-    host, port = http.get("host", ""), http.get("port", 8000)
+        http = {"host": "127.0.0.1"}
+    host, port = http.get("host", "0.0.0.0"), http.get("port", 8000)
     if not isinstance(host, str):
         yield mistake("http_options.host", host, "must be a string")
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         yield mistake("http_options.port", port, "must be a port, 1 to 65535")
+    if isinstance(host, str) and host not in _LOOPBACK and configuration.admission.keys == "optional":
+        rule = "must be required where others than this machine can call (http_options.host), or host be 127.0.0.1"
+        yield mistake(f"{where}.args.admission.keys", configuration.admission.keys, rule)
     policy = application.get("autoscaling_policy") or {}
     function = policy.get("policy_function") if isinstance(policy, dict) else None
     scaling = [
@@ -399,6 +468,12 @@ def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake
             Policy(name=name, weights=weights)
         except ValueError as error:
             yield mistake(at("policies", name), dict(weights), str(error))
+    for name, price in configuration.prices.items():
+        if price.carbon_table is not None:
+            try:
+                HourlyTable.read(_table_path(price.carbon_table))
+            except (OSError, ValueError) as error:
+                yield mistake(at("prices", name, "carbon_table"), price.carbon_table, f"must be a table: {error}")
     for family_name, family in configuration.families.items():
         path = ("families", family_name)
         if not is_name(family_name):
@@ -421,6 +496,29 @@ def _cross_checks(configuration: Configuration, prefix: str) -> Iterator[Mistake
             except ValueError as error:
                 yield mistake(at(*path, "variants", name), name, str(error))
     yield from _names_given_twice(configuration, at("families"))
+    yield from _tenant_mistakes(configuration, at("admission"))
+
+
+def _tenant_mistakes(configuration: Configuration, admission: str) -> Iterator[Mistake]:
+    """What tenants may use must be there; keys, rates and budgets need a ledger."""
+    settings = configuration.admission
+    tenants = {"anonymous": settings.anonymous}
+    tenants |= {f"tenants.{name}": tenant for name, tenant in settings.tenants.items()}
+    for name, tenant in tenants.items():
+        path = join(admission, (name,))
+        if tenant.policy is not None and tenant.policy not in configuration.all_policies:
+            rule = f"must be one of {sorted(configuration.all_policies)}"
+            yield mistake(f"{path}.policy", tenant.policy, rule)
+        for family in tenant.families or ():
+            if family not in configuration.families:
+                yield mistake(f"{path}.families", family, f"must be among {sorted(configuration.families)}")
+        if configuration.ledger is None and tenant != Tenant():
+            yield mistake(path, name, "needs a ledger, which is null: limits hold over all gateways by it")
+    if configuration.ledger is None and settings.keys == "required":
+        yield mistake(f"{admission}.keys", settings.keys, "needs a ledger, which is null: keys are kept in it")
+    if configuration.ledger is None and configuration.savings.share > 0:
+        rule = "needs a ledger, which is null: the hold-out is read from it"
+        yield mistake(admission.replace("admission", "savings.share"), configuration.savings.share, rule)
 
 
 def _names_given_twice(configuration: Configuration, families: str) -> Iterator[Mistake]:

@@ -52,7 +52,11 @@ ARGS: dict[str, Any] = {
 
 def write(folder: Path, args: dict[str, Any]) -> str:
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"applications": [{"import_path": IMPORT_PATH, "args": args}]}), encoding="utf-8")
+    content = {
+        "http_options": {"host": "127.0.0.1"},
+        "applications": [{"import_path": IMPORT_PATH, "args": args}],
+    }
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return str(path)
 
 

@@ -74,6 +74,8 @@ def serve_file(config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 ABSENT = object()
+ADMISSION = ("applications", 0, "args", "admission")
+CLOSED = {"keys": "required"}
 
 
 def changed(config: dict[str, Any], path: Keys, value: object) -> dict[str, Any]:
@@ -336,12 +338,20 @@ def test_a_serve_file_says_where_it_listens_and_what_it_serves(write: Write) -> 
 
 @pytest.mark.parametrize(("host", "connect"), [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("10.0.0.7", "10.0.0.7")])
 def test_an_address_that_means_all_is_reached_at_loopback(host: str, connect: str, write: Write) -> None:
-    assert load(write(changed(serve_file(), ("http_options", "host"), host))).connect_host == connect
+    closed = changed(serve_file(), ADMISSION, CLOSED)
+    assert load(write(changed(closed, ("http_options", "host"), host))).connect_host == connect
 
 
 def test_without_http_options_it_listens_where_serve_does(write: Write) -> None:
-    found = load(write(changed(serve_file(), ("http_options",), ABSENT)))
+    found = load(write(changed(changed(serve_file(), ADMISSION, CLOSED), ("http_options",), ABSENT)))
     assert (found.host, found.port) == ("0.0.0.0", 8000)
+
+
+def test_beyond_loopback_nobody_is_let_in_without_a_key(write: Write) -> None:
+    assert load_mistakes(write(changed(serve_file(), ("http_options", "host"), "0.0.0.0"))) == [
+        "applications[0].args.admission.keys: 'optional': must be required where others than this machine can call "
+        "(http_options.host), or host be 127.0.0.1"
+    ]
 
 
 def test_mistakes_in_a_serve_file_are_named_by_their_whole_path(write: Write) -> None:

@@ -210,7 +210,9 @@ def serve_file(home: Home, **deployment: Any) -> Path:
         "deployments": [{"name": "gateway", **deployment}],
     }
     path = home / "config.yaml"
-    path.write_text(yaml.safe_dump({"applications": [application]}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": [application]}), encoding="utf-8"
+    )
     return path
 
 

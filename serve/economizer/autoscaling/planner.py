@@ -7,7 +7,8 @@ from math import ceil
 
 from economizer.variants.types import require
 
-GATEWAY = "gateway"  # the deployment that is no variant
+GATEWAY = "gateway"  # the deployments that are no variants
+LEDGER = "ledger"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

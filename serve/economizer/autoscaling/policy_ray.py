@@ -12,7 +12,7 @@ from typing import Any
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingContext
 
-from economizer.autoscaling.planner import GATEWAY, Snapshot, VariantLoad, plan
+from economizer.autoscaling.planner import GATEWAY, LEDGER, Snapshot, VariantLoad, plan
 
 HELD = "held:"  # likewise, requests that it has at a variant's engines: what an engine does not tell of itself
 DEMAND = "demand:"  # prefix of the gateway's autoscaling stats: demand:<variant id> -> requests
@@ -21,7 +21,7 @@ DEMAND = "demand:"  # prefix of the gateway's autoscaling stats: demand:<variant
 def scale(contexts: Mapping[DeploymentID, AutoscalingContext]) -> tuple[dict[DeploymentID, int], dict[str, Any]]:
     """Serve calls this with every deployment's state; the answer is each one's number of replicas."""
     demand, held = _from_gateways(contexts, DEMAND), _from_gateways(contexts, HELD)
-    variants = {key: context for key, context in contexts.items() if context.deployment_name != GATEWAY}
+    variants = {key: context for key, context in contexts.items() if context.deployment_name not in (GATEWAY, LEDGER)}
     loads = tuple(
         _load(context, demand[context.deployment_name], held[context.deployment_name]) for context in variants.values()
     )

@@ -117,6 +117,11 @@ class EngineProcess:
             self._load = await self._scrape()
         return self._load
 
+    @property
+    def last_load(self) -> EngineLoad:
+        """What it last said, without asking it again."""
+        return self._load
+
     async def _scrape(self) -> EngineLoad:
         if self._client is None or self._client.closed or (endpoint := self.endpoint) is None:
             return EngineLoad()

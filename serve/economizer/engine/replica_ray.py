@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from logging.handlers import MemoryHandler, WatchedFileHandler
 from typing import Any
 
 import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
 
+from economizer.energy.choose import MeterSettings, meter_for
+from economizer.energy.meter_nvml import visible_devices
+from economizer.energy.types import Window
+from economizer.engine.metering import Metering
 from economizer.engine.process import EngineProcess
 from economizer.engine.types import EngineSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterSpec:
+    """How an engine is metered: which meter, each how many seconds, over which share of the machine.
+
+    ``cores`` and ``gpus`` are how many are kept for the replica, ``idle_w`` what its GPUs draw without work, None
+    unknown.
+    """
+
+    settings: MeterSettings
+    window_s: float
+    cores: float
+    gpus: float
+    idle_w: float | None
 
 
 class EngineReplica:
@@ -19,11 +43,17 @@ class EngineReplica:
     replica that is still in its destructor after that.
     """
 
-    async def __init__(self, variant_id: str, spec: EngineSpec) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Returns when the engine is ready; raises EngineFailed with its last lines, which ``serve status`` shows."""
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, variant_id: str, spec: EngineSpec, meter: MeterSpec, ledger: DeploymentHandle[Any] | None
+    ) -> None:
+        """Returns when the engine is ready; raises EngineFailed with its last lines, which ``serve status`` shows.
+
+        Where there is a ledger, the engine is metered from its start.
+        """
         log_with_serve()
         host = ray.util.get_node_ip_address() if spec.host == "node" else spec.host
         self._engine = EngineProcess(spec, name=variant_id, host=host)
+        self._metering = _metering(variant_id, self._engine, meter, ledger) if ledger is not None else None
         await self._engine.start()
 
     async def check_health(self) -> None:
@@ -59,6 +89,23 @@ class EngineReplica:
         if engine is not None:
             await engine.drain()
             await engine.stop()
+        metering: Metering | None = getattr(self, "_metering", None)
+        if metering is not None:
+            await metering.close()
+
+
+def _metering(variant_id: str, engine: EngineProcess, spec: MeterSpec, ledger: DeploymentHandle[Any]) -> Metering:
+    async def send(replica: str, windows: Sequence[Window]) -> int:
+        kept: int = await ledger.windows.remote(replica, windows)
+        return kept
+
+    gpus = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if spec.gpus > 0 else ()
+    share = spec.gpus if 0 < spec.gpus < 1 else 1.0
+    meter = meter_for(spec.settings, gpus=gpus, cores=spec.cores, idle_w=spec.idle_w, gpu_share=share)
+    replica = serve.get_replica_context().replica_id.unique_id
+    metering = Metering(meter, engine, replica=replica, variant=variant_id, send=send)
+    metering.start(spec.window_s)
+    return metering
 
 
 def log_with_serve() -> None:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from economizer.errors import EconomizerError, ModelNotFound, ReceiptNotFound
+from economizer.gateway.booked import booked_receipt
 from economizer.gateway.exchange import Exchange
 from economizer.gateway.metrics import CONTENT_TYPE
 from economizer.gateway.openai import ENDPOINTS, openapi_paths
@@ -68,10 +69,14 @@ def own_routes(gateway: Gateway) -> FastAPI:
 
     @app.get("/v1/receipts/{receipt_id}", summary="Why a request was answered as it was, and what it took")
     async def receipt(receipt_id: str, request: Request) -> dict[str, Any]:
-        found = gateway.receipts.get(receipt_id, gateway.caller(request.headers))
-        if found is None:
+        party = gateway.gatekeeper.identify(request.headers, gateway.wall_s())
+        found = gateway.receipts.get(receipt_id, party.caller)
+        if found is not None:
+            return found.long()
+        row = await gateway.ledger.request(receipt_id) if gateway.ledger is not None else None
+        if row is None or not party.may_read(row):
             raise ReceiptNotFound(f"No receipt {receipt_id[:100]!r} is kept for this key.", param="id")
-        return found.long()
+        return booked_receipt(row)
 
     @app.get("/healthz", summary="The gateway is alive")
     async def healthz() -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import Send
@@ -17,15 +18,24 @@ from economizer.gateway.state import Gateway
 
 
 class Delivery:
-    """Delivers one request's answer. ``started`` says that the caller has seen the head of it."""
+    """Delivers one request's answer. ``started`` says that the caller has seen the head of it.
 
-    def __init__(self, gateway: Gateway, wire: WireRequest, receipt: Receipt, send: Send, arrived_s: float) -> None:
+    An answer that is complete may be held back for ``wait_s`` until it is measured; ``on_answered`` is called before.
+    """
+
+    def __init__(
+        self, gateway: Gateway, wire: WireRequest, receipt: Receipt, send: Send, arrived_s: float, wait_s: float
+    ) -> None:
         self._gateway = gateway
         self._wire = wire
         self._receipt = receipt
         self._send = send
         self._arrived_s = arrived_s
+        self._wait_s = wait_s
+        self._place = f'"{secrets.token_hex(8)}"' if wait_s > 0 else ""
+        self._waited_s = 0.0
         self.started = False
+        self.on_answered: Callable[[], None] = _nothing
 
     async def pass_on(self, answer: EngineAnswer) -> None:
         """Pass the answer on. Raises EngineFailed or EngineTimeout when it breaks off; a stream has told the caller."""
@@ -52,7 +62,7 @@ class Delivery:
             receipted = add_to_usage(body, self._settle)
             if receipted is body and answer.is_json and not _is_json(body):
                 raise BadEngineAnswer("The engine's answer is not JSON.")
-            body = receipted
+            body = await self._measured(receipted)
         await self._head_and_body(answer, body)
 
     async def _head_and_body(self, answer: EngineAnswer, body: bytes) -> None:
@@ -65,16 +75,30 @@ class Delivery:
         if read is None:
             return None
         self._receipt.settle(read)
-        return self._receipt.short_json()
+        return self._place or self._receipt.short_json()
+
+    async def _measured(self, passed: bytes) -> bytes:
+        """With the receipt in the place that was kept for it, measured where that comes within the wait."""
+        if not self._place or self._receipt.usage is None or self._place.encode() not in passed:
+            return passed
+        self.on_answered()
+        answered_s = self._gateway.now_s()
+        await self._receipt.until_settled(self._wait_s)
+        self._waited_s = self._gateway.now_s() - answered_s
+        return passed.replace(self._place.encode(), self._receipt.short_json().encode())
 
     async def _stream(self, answer: EngineAnswer) -> None:
         meter = StreamMeter(self._settle if self._wire.wants_usage else None)
+        if self._receipt.work is not None:
+            self._receipt.work.stream = meter
         await self._start(answer.status, answer.headers)
         send = self._send
         failure: EconomizerError | None = None
         try:
             async for chunk in answer.chunks():
                 if passed := meter.feed(chunk):
+                    if self._place and self._receipt.usage is not None:
+                        passed = await self._measured(passed)
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
             if not meter.done:
                 failure = EngineFailed("The engine ended its answer early.")
@@ -98,12 +122,17 @@ class Delivery:
             receipt.settle(Usage(prompt_tokens=guessed, output_tokens=max(0, meter.events - overhead), counted=True))
         assert receipt.usage is not None
         if receipt.ttft_s is not None and receipt.usage.output_tokens > 1 and wire.sequences == 1:
-            receipt.tpot_s = (self._elapsed_s() - receipt.ttft_s) / (receipt.usage.output_tokens - 1)
+            decoding_s = self._elapsed_s() - self._waited_s - receipt.ttft_s
+            receipt.tpot_s = decoding_s / (receipt.usage.output_tokens - 1)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
         headers = [*headers, *self._receipt.headers()]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _is_json(body: bytes) -> bool:

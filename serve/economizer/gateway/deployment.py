@@ -16,18 +16,29 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from economizer.autoscaling.planner import GATEWAY
+from economizer.autoscaling.planner import GATEWAY, LEDGER
 from economizer.autoscaling.policy_ray import DEMAND, HELD
-from economizer.config import Configuration, VariantConfig, home, located, parse, parse_changed, with_catalogue
-from economizer.engine.replica_ray import EngineReplica, log_with_serve
+from economizer.config import (
+    Configuration,
+    LedgerSettings,
+    VariantConfig,
+    home,
+    located,
+    parse,
+    parse_changed,
+    with_catalogue,
+)
+from economizer.engine.replica_ray import EngineReplica, MeterSpec, log_with_serve
 from economizer.errors import ConfigurationError
 from economizer.gateway.app import App
+from economizer.gateway.ledger_ray import LedgerReplica, ServeLedger
 from economizer.gateway.replicas_ray import ServeReplicas, VariantRequestRouter
 from economizer.gateway.state import Gateway
 
 _DRAIN_MARGIN_S = 15.0  # Serve kills a replica that is still in its destructor; the engine needs a little to end
 _FULL_SHARE = 0.8  # of a replica's batch, from which on another replica is worth it
 _METRICS_S = 1.0
+_LEDGER_CALLS_MAX = 10_000  # at once: those of every engine and every gateway, none of which lasts
 _INGRESS_DRAIN_S = 30.0  # so long Serve keeps an ingress replica open to proxies that have not heard of its end
 _FLEET_KNOWN_S = 5.0
 _YOUNG_OBJECTS = 5_000  # made before a collection looks at them; Python's own 700 are some five requests
@@ -42,11 +53,13 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     """
     args = with_catalogue(dict(args))
     configuration = parse(args)
+    settings = configuration.gateway
+    located_ledger = configuration.ledger.located(home()) if configuration.ledger is not None else None
+    ledger = _ledger(configuration, located_ledger) if located_ledger is not None else None
     variants = {
-        f"{family}@{name}": _variant(f"{family}@{name}", config)
+        f"{family}@{name}": _variant(f"{family}@{name}", config, located_ledger, ledger)
         for family, name, config in configuration.variant_configs()
     }
-    settings = configuration.gateway
     gateway = serve.deployment(
         serve.ingress()(GatewayIngress),
         name=GATEWAY,
@@ -63,7 +76,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         rolling_update_percentage=1.0,
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return gateway.bind(args, variants)
+    return gateway.bind(args, variants, ledger)
 
 
 def _drains_s(configuration: Configuration) -> list[float]:
@@ -71,7 +84,24 @@ def _drains_s(configuration: Configuration) -> list[float]:
     return [config.engine.drain_timeout_s for _, _, config in configuration.variant_configs()]
 
 
-def _variant(variant_id: str, config: VariantConfig) -> serve.Application:
+def _ledger(configuration: Configuration, settings: LedgerSettings) -> serve.Application:
+    """The bookkeeper: one for all gateways and engines, since limits and books are of all of them."""
+    variants = tuple(variant for family in configuration.catalog.families for variant in family.variants)
+    deployment = serve.deployment(
+        LedgerReplica,
+        name=LEDGER,
+        ray_actor_options={"num_cpus": configuration.gateway.num_cpus},
+        num_replicas=1,
+        max_ongoing_requests=_LEDGER_CALLS_MAX,
+        health_check_period_s=2.0,
+        graceful_shutdown_timeout_s=_DRAIN_MARGIN_S,
+    )
+    return deployment.bind(settings, variants)
+
+
+def _variant(
+    variant_id: str, config: VariantConfig, ledger_settings: LedgerSettings | None, ledger: serve.Application | None
+) -> serve.Application:
     """One variant's deployment. A rolling update starts the new replica before it ends the old one."""
     bounds, delays = config.replicas, config.scaling
     deployment = serve.deployment(
@@ -97,20 +127,33 @@ def _variant(variant_id: str, config: VariantConfig) -> serve.Application:
         max_surge_percent=100,
         rolling_update_percentage=1.0,
     )
-    return deployment.bind(variant_id, located(config.engine, home()))
+    settings = ledger_settings or LedgerSettings()
+    meter = MeterSpec(
+        settings=settings.meter,
+        window_s=settings.window_s,
+        cores=config.ray.num_cpus,
+        gpus=config.ray.num_gpus,
+        idle_w=config.power.idle_w if config.power is not None else None,
+    )
+    return deployment.bind(variant_id, located(config.engine, home()), meter, ledger)
 
 
 class GatewayIngress:
     """The gateway as Serve's ingress replica."""
 
-    async def __init__(self, args: dict[str, Any], handles: dict[str, DeploymentHandle[Any]]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: dict[str, Any], handles: dict[str, DeploymentHandle[Any]], ledger: DeploymentHandle[Any] | None
+    ) -> None:
         """Build the gateway over the variants' handles, and begin to watch their replicas."""
         log_with_serve()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._args = args
         self._source = ServeReplicas(handles)
-        self._gateway = Gateway.create(parse(args), self._source)
+        self._ledger = ServeLedger(ledger) if ledger is not None else None
+        self._gateway = Gateway.create(parse(args), self._source, self._ledger)
         self._source.start(self._gateway.changed)
+        if self._gateway.reporter is not None:
+            self._gateway.reporter.start()
         await self._until_the_fleet_is_known()
         # What lives as long as the gateway is not looked through again and again, and kept receipts less often: full
         # collections are a tenth of a second without an answer.
@@ -118,21 +161,28 @@ class GatewayIngress:
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this when the gateway's ``user_config`` changed: no process is replaced for it.
 
         What cannot be used is logged and changes nothing, since Serve would end a gateway that raised here.
         """
         try:
-            self._gateway.believe(parse_changed(self._args, user_config))
+            configuration = parse_changed(self._args, user_config)
         except ConfigurationError as error:
             logger.error("user_config was not taken: %s", error.message)
+            return
+        self._gateway.believe(configuration)
+        if self._ledger is not None:
+            families = configuration.catalog.families
+            await self._ledger.believe(tuple(variant for family in families for variant in family.variants))
 
     async def _until_the_fleet_is_known(self) -> None:
         """Serve sends requests here as soon as the constructor returns, and ends the gateway that this one replaces."""
         expected = [record for record in self._gateway.fleet.records() if record.variant.replicas_min > 0]
         with suppress(TimeoutError):
             async with asyncio.timeout(_FLEET_KNOWN_S):
+                if self._gateway.reporter is not None:
+                    await self._gateway.reporter.until_answered()
                 while not all(record.any_ready for record in expected):  # noqa: ASYNC110 - Serve sets no event
                     await asyncio.sleep(0.05)
 
@@ -149,4 +199,6 @@ class GatewayIngress:
         if hasattr(self, "_source"):
             await self._source.stop()
             self._gateway.log.write()
+            if self._gateway.reporter is not None:
+                await self._gateway.reporter.stop()
             await self._gateway.relay.close()

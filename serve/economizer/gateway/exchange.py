@@ -10,6 +10,8 @@ from traceback import format_tb
 
 from starlette.types import Receive, Scope, Send
 
+from economizer.admission.limits import Verdict
+from economizer.admission.tenants import degraded
 from economizer.errors import (
     BadEngineAnswer,
     BodyTooLarge,
@@ -21,14 +23,21 @@ from economizer.errors import (
 )
 from economizer.gateway.delivery import Delivery, send_error
 from economizer.gateway.fleet import ReplicaReport, Timing, VariantRecord
-from economizer.gateway.openai import WireRequest, read_request
+from economizer.gateway.gatekeeper import Party
+from economizer.gateway.openai import WireRequest, number, read_request
 from economizer.gateway.receipts import Attempt, Receipt, new_request_id
 from economizer.gateway.relay import EngineAnswer, forwarded_headers
 from economizer.gateway.state import Gateway
+from economizer.gateway.work import AttemptWork
 from economizer.router.decide import decide, refusal_error, worth_waking
+from economizer.router.holdout import Arm, eligible, held_out
+from economizer.router.holdout import arm as arm_of
 from economizer.router.replicas import prefix_hashes
 from economizer.router.types import Decision, ReplicaState, RequestProfile, Terms
 from economizer.variants.catalog import ModelName
+
+_WAIT_HEADER = "x-economizer-measure-wait-ms"
+_WAIT_MAX_S = 30.0
 
 logger = logging.getLogger("economizer.gateway")
 
@@ -62,7 +71,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        self._caller = gateway.caller(self._headers)
+        self._party: Party | None = None
+        self._asked = False
         self._arrived_s = gateway.now_s()
         self._job: _Job | None = None
         self.id = new_request_id()
@@ -92,6 +102,10 @@ class Exchange:
                 gateway.metrics.finished(receipt)
                 gateway.receipts.keep(receipt)
                 gateway.log.add(receipt)
+                if gateway.reporter is not None:
+                    gateway.reporter.ended(receipt)
+            elif self._asked and gateway.reporter is not None:
+                gateway.reporter.released(self.id)
 
     def _elapsed_s(self) -> float:
         return self._gateway.now_s() - self._arrived_s
@@ -100,11 +114,20 @@ class Exchange:
         gateway, settings = self._gateway, self._gateway.settings
         if gateway.in_flight > settings.in_flight_max:
             raise Overloaded(f"{settings.in_flight_max} requests are in flight.", retry_after_s=settings.retry_after_s)
+        self._party = party = gateway.gatekeeper.identify(self._headers, gateway.wall_s())
         wire = read_request(self._endpoint, await self._body(settings.body_bytes_max), self._headers)
         name = gateway.catalog.resolve(wire.model)
-        profile = self._profile(wire, name)
+        gateway.gatekeeper.check_family(party, name.family, wire.model)
+        wire = replace(wire, terms=party.terms(wire.terms, names_on_unmet=wire.names_on_unmet))
+        profile = self._profile(wire, name, party)
         decision = self._decide(profile, wire)
-        self._job = job = self._begin(wire, profile, decision)
+        self._asked = gateway.gatekeeper.limited(party)
+        verdict = await gateway.gatekeeper.admit(self.id, party, decision, profile)
+        if verdict is not None and verdict.soft is not None:
+            wire = replace(wire, terms=degraded(wire.terms, party.tenant, verdict.soft.unit))
+            profile = replace(profile, pinned=None)
+            decision = self._decide(profile, wire)
+        self._job = job = self._begin(wire, profile, decision, verdict)
         if decision.variant is None:
             degrade = wire.terms.on_unmet == "degrade"
             raise refusal_error(decision, retry_after_s=settings.retry_after_s, degrade=degrade)
@@ -132,21 +155,42 @@ class Exchange:
         message = f"{error.message} No other replica can take the request now."
         raise NotReady(message, retry_after_s=gateway.settings.retry_after_s) from error
 
-    def _begin(self, wire: WireRequest, profile: RequestProfile, decision: Decision) -> _Job:
-        gateway = self._gateway
+    def _begin(self, wire: WireRequest, profile: RequestProfile, decision: Decision, verdict: Verdict | None) -> _Job:
+        gateway, party = self._gateway, self._party
+        assert party is not None
+        full = gateway.catalog.family(profile.family).full_variant
+        arm: Arm | None = None
+        soft = verdict is not None and verdict.soft is not None
+        if gateway.holdout.share > 0 and not soft and eligible(decision, profile, full.name):
+            arm = arm_of(self.id, gateway.holdout)
+            decision = held_out(decision, full.name) if arm == "full" else decision
         receipt = Receipt(
             id=self.id,
-            caller=self._caller,
+            caller=party.caller,
+            tenant=party.name,
+            key_id=party.key_id,
             created_s=gateway.wall_s(),
             endpoint=self._endpoint,
             model=wire.model,
             stream=wire.stream,
             terms=wire.terms,
             decision=decision,
-            full=gateway.catalog.family(profile.family).full_variant,
+            full=full,
+            arm=arm,
+            degraded=verdict.soft.words if verdict is not None and verdict.soft is not None else None,
+            limits=verdict,
         )
-        delivery = Delivery(gateway, wire, receipt, self._send, self._arrived_s)
+        delivery = Delivery(gateway, wire, receipt, self._send, self._arrived_s, self._answer_wait_s(wire.terms))
         return _Job(wire=wire, profile=profile, receipt=receipt, delivery=delivery)
+
+    def _answer_wait_s(self, terms: Terms) -> float:
+        """How long the whole answer may be held back until it is measured, so that the caller's terms still hold."""
+        if self._gateway.reporter is None:
+            return 0.0
+        wait_s = self._gateway.answer_wait_s
+        if _WAIT_HEADER in self._headers:
+            wait_s = min(_WAIT_MAX_S, number(_WAIT_HEADER, self._headers[_WAIT_HEADER]) / 1e3)
+        return 0.0 if terms.e2e_s_max is not None else wait_s
 
     async def _body(self, bytes_max: int) -> bytes:
         declared = self._headers.get("content-length", "0")
@@ -162,9 +206,9 @@ class Exchange:
             size = max(size, sum(map(len, chunks)))
         raise BodyTooLarge(f"The body has {size} bytes or more: it must have {bytes_max} at most.", param="body")
 
-    def _profile(self, wire: WireRequest, name: ModelName) -> RequestProfile:
+    def _profile(self, wire: WireRequest, name: ModelName, party: Party) -> RequestProfile:
         fleet = self._gateway.fleet
-        caller = self._gateway.user(self._caller, wire.user)
+        caller = self._gateway.user(party.caller, wire.user)
         return RequestProfile(
             family=name.family,
             endpoint=wire.endpoint,
@@ -199,13 +243,24 @@ class Exchange:
         receipt.batch = min(state.running + 1, record.variant.concurrency_max)
         sent_s = gateway.now_s()
         dispatch = record.dispatch(report.id, profile, sent_s)
+        work = self._work(job, variant, report.id, sent_s)
         gateway.metrics.sent(sent_s - self._arrived_s)
+
+        def answered() -> None:
+            ended_s = gateway.now_s()
+            dispatch.ended(ended_s, failed=False)
+            if work is not None:
+                work.end(ended_s, receipt.usage)
+
+        job.delivery.on_answered = answered
         error: EngineFailed | EngineTimeout | None = None
         try:
             answer = await self._ask(report, job.wire, record.name_at_engine(profile))
             try:
                 first_s = gateway.now_s()
                 dispatch.prefilled(first_s)
+                if work is not None:
+                    work.first_s = first_s
                 if answer.status >= 500 and answer.status != 501 and may_retry:
                     message = f"The engine of {record.variant.id} answered {answer.status}."
                     raise _EngineRefusal(message, answer, await answer.rest())
@@ -218,10 +273,38 @@ class Exchange:
             raise
         finally:
             failed = isinstance(error, EngineFailed) and not isinstance(error, BadEngineAnswer)
-            dispatch.ended(gateway.now_s(), failed=failed)
+            ended_s = gateway.now_s()
+            dispatch.ended(ended_s, failed=failed)
+            if work is not None:
+                refused = receipt.status is not None and receipt.status >= 400
+                lost = error is not None or (refused and receipt.status != 499)
+                work.end(ended_s, receipt.usage, lost=lost, worked=not refused)
             receipt.attempts.append(
                 Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
             )
+
+    def _work(self, job: _Job, variant: str, replica: str, sent_s: float) -> AttemptWork | None:
+        """What the attempt makes its engine do, told to the books from now on."""
+        reporter, receipt, profile = self._gateway.reporter, job.receipt, job.profile
+        if reporter is None:
+            return None
+        predicted = receipt.last_decision.candidate(variant).prediction
+        cached = self._gateway.fleet.record(profile.family, variant).cached_share
+        receipt.work = work = AttemptWork(
+            request_id=receipt.id,
+            attempt=len(receipt.attempts),
+            tenant=receipt.tenant,
+            family=profile.family,
+            variant=variant,
+            engine=replica,
+            sent_s=sent_s,
+            prompt_tokens=profile.prompt_tokens * (1 - cached),
+            output_tokens_max=profile.output_tokens_max,
+            ttft_s=predicted.ttft_s.p50 - (predicted.wake_s or 0.0) if predicted.ttft_s is not None else None,
+            tpot_s=predicted.tpot_s.p50 if predicted.tpot_s is not None else None,
+        )
+        reporter.begin(work, receipt)
+        return work
 
     def _learn(self, job: _Job, record: VariantRecord, state: ReplicaState, first_byte_s: float) -> None:
         receipt, profile = job.receipt, job.profile

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from economizer.errors import Overloaded
@@ -18,7 +18,7 @@ from economizer.router.lengths import OutputLengths
 from economizer.router.replicas import AffinityIndex, rank_replicas
 from economizer.router.types import ReplicaState, RequestProfile, VariantState
 from economizer.variants.catalog import Catalog
-from economizer.variants.types import Variant
+from economizer.variants.types import Price, Variant
 
 _SUSPECT_S = 3.0  # how long a replica that broke a connection is left out, until its own report says how it is
 _PEAK_S = 2.0  # reports are at most about this old
@@ -281,13 +281,14 @@ class VariantRecord:
 class Dispatch:
     """One request on one replica, from its sending to its end."""
 
-    __slots__ = ("_held", "_queued_tokens", "_record", "_replica_id")
+    __slots__ = ("_ended", "_held", "_queued_tokens", "_record", "_replica_id")
 
     def __init__(self, record: VariantRecord, replica_id: str, held: _Held, queued_tokens: int) -> None:
         self._record = record
         self._replica_id = replica_id
         self._held = held
         self._queued_tokens = queued_tokens
+        self._ended = False
 
     def prefilled(self, now_s: float) -> None:
         """The first byte of the answer came, so the prompt waits no longer."""
@@ -296,7 +297,11 @@ class Dispatch:
         self._record.changed(self._replica_id, now_s)
 
     def ended(self, now_s: float, *, failed: bool) -> None:
-        """The request left the replica; one that broke its connection is not trusted for a moment."""
+        """The request left the replica; one that broke its connection is not trusted for a moment. Only the first call
+        counts."""
+        if self._ended:
+            return
+        self._ended = True
         self._held.in_flight -= 1
         if failed:
             self._held.suspect_until_s = now_s + _SUSPECT_S
@@ -320,6 +325,13 @@ class Fleet:
         for family in catalog.families:
             for variant in family.variants:
                 self._by_id[variant.id].believe(variant)
+
+    def reprice(self, prices: Mapping[str, Price]) -> None:
+        """From now on variants cost so, by their ids."""
+        for variant_id, price in prices.items():
+            record = self._by_id.get(variant_id)
+            if record is not None:
+                record.believe(replace(record.variant, price=price))
 
     def snapshot(self, family: str) -> tuple[VariantState, ...]:
         """The family's variants as they stand now; no I/O."""

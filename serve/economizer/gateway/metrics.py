@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from economizer.gateway.fleet import Fleet
 from economizer.gateway.receipts import Receipt
+from economizer.ledger.types import Posting
 from economizer.router.types import Decision, Prediction
 from economizer.variants.types import Variant
 
@@ -16,6 +18,7 @@ _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 
 _OVERHEAD = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _STATES = ("starting", "ready", "restarting", "draining", "stopped", "failed")
+_TENANTS_MAX = 32  # the first ones that are booked on; the others are counted together
 _MODEL = ("gen_ai_request_model", "gen_ai_response_model")
 
 
@@ -120,19 +123,39 @@ class Metrics:
             "economizer_engines", "Engines by the state they report.", ("variant", "state"), registry=new
         )
         self._cost = Counter(
-            "economizer_cost",
-            "Estimated dollars of answers, active share.",
+            "economizer_estimated_cost",
+            "Dollars of answers by their variants' cards, active share.",
             ("family", "variant"),
             unit="usd",
             registry=new,
         )
         self._energy = Counter(
-            "economizer_energy",
-            "Estimated joules of answers, active share.",
+            "economizer_estimated_energy",
+            "Joules of answers by their variants' cards, active share.",
             ("family", "variant"),
             unit="joules",
             registry=new,
         )
+
+        labels = ("tenant", "family", "variant", "kind")
+        self._tenants: set[str] = set()
+        self._booked = (
+            Counter("economizer_energy", "Metered joules, as they are booked.", labels, unit="joules", registry=new),
+            Counter("economizer_cost", "Dollars, as they are booked.", labels, unit="usd", registry=new),
+            Counter("economizer_carbon", "Grams of CO2e, as they are booked.", labels, unit="grams", registry=new),
+        )
+
+    def posted(self, postings: Sequence[Posting]) -> None:
+        """Amounts were booked. What a failed attempt was charged stays where it was first put: counters only grow."""
+        for posting in postings:
+            account, amounts = posting.account, posting.amounts
+            if account.tenant not in self._tenants and len(self._tenants) < _TENANTS_MAX:
+                self._tenants.add(account.tenant)
+            tenant = account.tenant if account.tenant in self._tenants else "other"
+            values = (amounts.energy_uj, amounts.cost_uusd, amounts.carbon_ug)
+            for counter, micro in zip(self._booked, values, strict=True):
+                if micro is not None and micro > 0:
+                    counter.labels(tenant, account.family, account.variant, account.kind).inc(micro / 1e6)
 
     def decided(self, decision: Decision) -> None:
         """A decision was made, well or ill."""

@@ -59,7 +59,7 @@ class WireRequest:
 
     ``prompt_text`` is the prompt's text in order, for its length and its prefix only; it is never kept or logged.
     ``sequences`` is how many answers are asked for: choices, times prompts. ``wants_usage`` says that a stream's usage
-    chunk was asked for.
+    chunk was asked for, ``names_on_unmet`` that the request itself says what is to happen when its terms are not met.
     """
 
     endpoint: str
@@ -68,6 +68,7 @@ class WireRequest:
     stream: bool
     wants_usage: bool
     terms: Terms
+    names_on_unmet: bool
     needs: frozenset[str]
     prompt_text: str
     output_tokens_max: int | None
@@ -97,6 +98,7 @@ def read_request(endpoint: str, raw: bytes, headers: Mapping[str, str]) -> WireR
         stream=stream,
         wants_usage=stream and (endpoint == "responses" or bool(options.get("include_usage"))),
         terms=read_terms(headers, values.get("economizer")),
+        names_on_unmet="x-economizer-on-unmet" in headers or "on_unmet" in (values.get("economizer") or {}),
         needs=needs,
         prompt_text=prompt,
         output_tokens_max=0 if endpoint == "embeddings" else _output_cap(values),
@@ -201,7 +203,7 @@ def read_terms(headers: Mapping[str, str], given: Mapping[str, Any] | None) -> T
     for term, names, unit in _TERM_HEADERS:
         for name in names:
             if name in headers:
-                values[term] = _number(name, headers[name]) * unit
+                values[term] = number(name, headers[name]) * unit
                 break
     if "x-economizer-policy" in headers:
         values["policy"] = headers["x-economizer-policy"]
@@ -212,7 +214,7 @@ def read_terms(headers: Mapping[str, str], given: Mapping[str, Any] | None) -> T
         if value is None:
             continue
         if key in _TERM_NAMES:
-            values[key] = _number(field, value)
+            values[key] = number(field, value)
         elif key == "on_unmet":
             values[key] = _on_unmet(field, value)
         elif key == "policy":
@@ -231,7 +233,8 @@ def read_terms(headers: Mapping[str, str], given: Mapping[str, Any] | None) -> T
         raise InvalidRequest(f"The request's terms cannot be used: {error}.", param=str(error).split()[0]) from None
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A header's or a field's number, 0 or more; raises InvalidRequest naming it."""
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -262,7 +265,10 @@ def openapi_paths() -> dict[str, Any]:
     ]
     texts = [
         {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
-        for name in ("x-economizer-policy", "x-economizer-on-unmet", "x-session-id")
+        for name in (
+            *("x-economizer-policy", "x-economizer-on-unmet", "x-economizer-measure-wait-ms"),
+            "x-session-id",
+        )
     ]
     content = {"application/json": {"schema": {"type": "object", "required": ["model"]}}}
     return {

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 
+from economizer.admission.limits import Verdict
 from economizer.errors import EconomizerError
 from economizer.gateway.relay import Usage
+from economizer.gateway.work import AttemptWork
+from economizer.ledger.types import UNKNOWN as NOTHING
+from economizer.ledger.types import Amounts, Booking, Charge, Counterfactual
 from economizer.router.types import Decision, Terms
 from economizer.variants.estimate import UNKNOWN, Costs, request_costs
 from economizer.variants.types import Variant
 
 logger = logging.getLogger("economizer.requests")
-METHOD = "estimate"  # from the variant's cards; measured joules come with the meters
+ESTIMATE = "estimate"  # the method of what comes from the variant's cards
+_MICRO = 1e6
+_Z95 = 1.96  # half the width of a 95 % interval, in standard deviations
 
 
 def new_request_id() -> str:
@@ -36,6 +44,47 @@ def estimated_costs(variant: Variant, usage: Usage, batch: float) -> Costs:
     )
 
 
+@dataclass(slots=True)
+class Measured:
+    """What meters and prices said of a request, as far as its windows are settled; see ``ledger.types.Share``."""
+
+    usage: Amounts = NOTHING
+    idle: Amounts = NOTHING
+    variance_uj2: float = 0.0
+    method: str = ""
+
+    def add(self, charge: Charge) -> None:
+        """Take in what came since."""
+        self.usage += charge.usage
+        self.idle += charge.idle
+        self.variance_uj2 = max(0.0, self.variance_uj2 + charge.variance_uj2)
+        self.method = charge.method or self.method
+
+    def energy_range_j(self) -> tuple[float, float] | None:
+        """The 95 % interval of the usage's joules, from the residual of the attribution; None where not measured."""
+        if self.usage.energy_uj is None:
+            return None
+        half_uj = _Z95 * self.variance_uj2**0.5
+        return max(0.0, self.usage.energy_uj - half_uj) / _MICRO, (self.usage.energy_uj + half_uj) / _MICRO
+
+    def short(self) -> dict[str, Any]:
+        """Both bases, in whole units."""
+        short: dict[str, Any] = {"method": self.method, **amounts(self.usage)}
+        if interval := self.energy_range_j():
+            short["energy_j_low"], short["energy_j_high"] = interval
+        short["allocation"] = amounts(self.usage + self.idle)
+        return short
+
+
+def amounts(given: Amounts) -> dict[str, float | None]:
+    """In whole units."""
+    return {
+        "energy_j": None if given.energy_uj is None else given.energy_uj / _MICRO,
+        "cost_usd": None if given.cost_uusd is None else given.cost_uusd / _MICRO,
+        "carbon_g": None if given.carbon_ug is None else given.carbon_ug / _MICRO,
+    }
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """One try at one replica, and why it failed, if it did."""
@@ -49,12 +98,15 @@ class Attempt:
 class Receipt:
     """One request from its arrival to its end. Filled in as the request goes on; read-only once kept.
 
-    ``redecision`` is what was decided after the first engine failed.
-    ``outcome`` is ok, engine_error, client_closed, refused or failed. Times in seconds from arrival.
+    ``caller`` is who may read it; ``tenant`` and ``key_id`` are whom it is booked on. ``redecision`` is what was
+    decided after the first engine failed. ``outcome`` is ok, engine_error, client_closed, refused or failed; ``arm``
+    and ``degraded`` are as in ``ledger.types.Booking``. Times in seconds from arrival.
     """
 
     id: str
     caller: str
+    tenant: str
+    key_id: str
     created_s: float
     endpoint: str
     model: str
@@ -76,6 +128,34 @@ class Receipt:
     usage: Usage | None = None
     costs: Costs | None = None
     full_costs: Costs | None = None
+    arm: Literal["full", "routed"] | None = None
+    degraded: str | None = None
+    limits: Verdict | None = None
+    measured: Measured = field(default_factory=Measured)
+    open_attempts: int = 0
+    work: AttemptWork | None = None
+    _settled: asyncio.Event | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Its energy is measured, and nothing more will come."""
+        return self.open_attempts == 0 and bool(self.measured.method)
+
+    def charge(self, charge: Charge) -> None:
+        """Take in what the books say of it."""
+        self.measured.add(charge)
+        self.open_attempts -= charge.final
+        if self._settled is not None and self.settled:
+            self._settled.set()
+
+    async def until_settled(self, wait_s: float) -> None:
+        """Returns once it is settled, or after ``wait_s``."""
+        if self.settled:
+            return
+        self._settled = asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._settled.wait()
 
     @property
     def last_decision(self) -> Decision:
@@ -103,13 +183,22 @@ class Receipt:
         short: dict[str, Any] = {
             "request_id": self.id,
             "variant": self.variant.name if self.variant else None,
-            "method": METHOD,
-            **_costs(self.costs),
+            **self._best(),
             "full": {"variant": self.full.name, **_costs(self.full_costs)} if self.full else None,
         }
+        if self.degraded is not None:
+            short["degraded"] = self.degraded
+        if self.arm == "full":
+            short["hold_out"] = True
         if self.last_decision.missed:
             short["missed"] = [refusal.reason for refusal in self.last_decision.missed]
         return short
+
+    def _best(self) -> dict[str, Any]:
+        """What it took as it is known by now: measured, or by the cards, and then beside what was measured so far."""
+        if self.settled:
+            return {**self.measured.short(), "estimate": _costs(self.costs)}
+        return {"method": ESTIMATE, **_costs(self.costs)}
 
     def short_json(self) -> str:
         """The same as JSON."""
@@ -120,14 +209,18 @@ class Receipt:
         name = self.variant.name if self.variant else ""
         headers = [(b"x-economizer-variant", name.encode()), (b"x-economizer-request-id", self.id.encode())]
         if self.costs is not None:
+            best = self._best()
             for header, value in (
-                (b"x-energy-joules", self.costs.energy_j),
-                (b"x-cost-usd", self.costs.cost_usd),
-                (b"x-carbon-gco2e", self.costs.carbon_g),
+                (b"x-energy-joules", best["energy_j"]),
+                (b"x-cost-usd", best["cost_usd"]),
+                (b"x-carbon-gco2e", best["carbon_g"]),
             ):
                 if value is not None:
                     headers.append((header, f"{value:.6g}".encode()))
-        return headers
+            headers.append((b"x-economizer-method", best["method"].encode()))
+        if self.degraded is not None:
+            headers.append((b"x-economizer-degraded", self.degraded.encode()))
+        return headers + rate_headers(self.limits)
 
     def log_line(self) -> str:
         """What the log says of it: no prompt, no answer, no key."""
@@ -177,16 +270,88 @@ class Receipt:
                 "tpot_s": self.tpot_s,
                 "e2e_s": self.e2e_s,
                 "usage": asdict(self.usage) if self.usage else None,
-                "method": METHOD,
-                **_costs(self.costs),
+                **self._best(),
             },
-            "full": {"variant": self.full.id, "method": METHOD, **_costs(self.full_costs)} if self.full else None,
+            "full": {"variant": self.full.id, "method": ESTIMATE, **_costs(self.full_costs)} if self.full else None,
+            "degraded": self.degraded,
+            "arm": self.arm,
         }
+
+    def booking(self) -> Booking:
+        """What the books keep of it."""
+        usage, decision = self.usage, self.last_decision
+        predicted = None
+        if self.variant is not None:
+            predicted = decision.candidate(self.variant.name).prediction
+        refused = {c.variant: [r.term for r in c.refusals] for c in decision.candidates if c.refusals}
+        terms = {name: value for name, value in asdict(self.terms).items() if value is not None}
+        return Booking(
+            request_id=self.id,
+            tenant=self.tenant,
+            key_id=self.key_id,
+            family=decision.family,
+            variant=self.variant.name if self.variant else "",
+            engine=self.replica or "",
+            endpoint=self.endpoint,
+            stream=self.stream,
+            outcome=self.outcome,
+            status=self.status,
+            error=self.error,
+            attempts=len(self.attempts),
+            began_s=self.created_s,
+            ended_s=self.created_s + (self.e2e_s or 0.0),
+            ttft_s=self.ttft_s,
+            tpot_s=self.tpot_s,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            batch=self.batch if self.attempts else None,
+            predicted_ttft_s=predicted.ttft_s.p50 if predicted and predicted.ttft_s else None,
+            predicted_e2e_s=predicted.e2e_s.p50 if predicted and predicted.e2e_s else None,
+            predicted_energy_uj=_micro(predicted.costs.energy_j) if predicted else None,
+            predicted_cost_uusd=_micro(predicted.costs.cost_usd) if predicted else None,
+            estimate=_estimated(self.costs),
+            full=self._counterfactual(),
+            arm=self.arm,
+            degraded=self.degraded,
+            policy=decision.policy,
+            terms=to_json(terms).decode(),
+            refusals=to_json(refused).decode() if refused else "{}",
+        )
+
+    def _counterfactual(self) -> Counterfactual | None:
+        if self.full is None or self.full_costs is None:
+            return None
+        return Counterfactual(variant=self.full.name, amounts=_estimated(self.full_costs))
 
 
 def _costs(costs: Costs | None) -> Mapping[str, float | None]:
     known = costs or UNKNOWN
     return {"energy_j": known.energy_j, "cost_usd": known.cost_usd, "carbon_g": known.carbon_g}
+
+
+def rate_headers(verdict: Verdict | None) -> list[tuple[bytes, bytes]]:
+    """OpenAI's ``x-ratelimit-*``, where the tenant has rate limits."""
+    if verdict is None:
+        return []
+    headers = []
+    for name, rate in ((b"requests", verdict.requests), (b"tokens", verdict.tokens)):
+        if rate is not None:
+            headers += [
+                (b"x-ratelimit-limit-" + name, str(rate.limit).encode()),
+                (b"x-ratelimit-remaining-" + name, str(rate.remaining).encode()),
+                (b"x-ratelimit-reset-" + name, f"{rate.reset_s:.3f}s".encode()),
+            ]
+    return headers
+
+
+def _micro(value: float | None) -> int | None:
+    return None if value is None else round(value * _MICRO)
+
+
+def _estimated(costs: Costs | None) -> Amounts:
+    known = costs or UNKNOWN
+    return Amounts(energy_uj=_micro(known.energy_j), cost_uusd=_micro(known.cost_usd), carbon_ug=_micro(known.carbon_g))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic, time
@@ -11,15 +10,14 @@ from typing import Any
 from economizer.config import Configuration, GatewaySettings
 from economizer.errors import InvalidRequest
 from economizer.gateway.fleet import Fleet, ReplicaReport, ReplicaSource
+from economizer.gateway.gatekeeper import Gatekeeper, opaque
 from economizer.gateway.metrics import Metrics
 from economizer.gateway.receipts import ReceiptStore, RequestLog
 from economizer.gateway.relay import Relay
+from economizer.gateway.reporting import Ledger, Reporter
+from economizer.router.holdout import HoldOut
 from economizer.router.policies import Policy
 from economizer.variants.catalog import Catalog
-
-
-def _opaque(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,19 +31,36 @@ class Gateway:
     source: ReplicaSource
     relay: Relay
     receipts: ReceiptStore
+    gatekeeper: Gatekeeper
+    holdout: HoldOut
+    ledger: Ledger | None = None
+    reporter: Reporter | None = None
+    answer_wait_s: float = 0.0
     log: RequestLog = field(default_factory=RequestLog)
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: int = 0
 
     @classmethod
-    def create(cls, configuration: Configuration, source: ReplicaSource) -> Gateway:
-        """A gateway over these replicas. Needs a running event loop."""
+    def create(cls, configuration: Configuration, source: ReplicaSource, ledger: Ledger | None = None) -> Gateway:
+        """A gateway over these replicas, and over this ledger if there is one. Needs a running event loop."""
         settings = configuration.gateway
+        metrics, fleet = Metrics(), Fleet(configuration.catalog, settings.queue_max)
+        gatekeeper = Gatekeeper(configuration.admission, None)
+        reporter = None
+        if ledger is not None and configuration.ledger is not None:
+            reporter = Reporter(
+                ledger,
+                period_s=configuration.ledger.report_s,
+                on_keys=gatekeeper.keys,
+                on_prices=fleet.reprice,
+                on_posted=metrics.posted,
+            )
+            gatekeeper.reporter = reporter
         return cls(
             settings=settings,
             catalog=configuration.catalog,
             policies=configuration.all_policies,
-            fleet=Fleet(configuration.catalog, settings.queue_max),
+            fleet=fleet,
             source=source,
             relay=Relay(
                 connect_timeout_s=settings.connect_timeout_s,
@@ -53,12 +68,20 @@ class Gateway:
                 idle_timeout_s=settings.idle_timeout_s,
             ),
             receipts=ReceiptStore(settings.receipts_max),
+            gatekeeper=gatekeeper,
+            holdout=configuration.savings,
+            ledger=ledger,
+            reporter=reporter,
+            answer_wait_s=configuration.ledger.answer_wait_s if configuration.ledger is not None else 0.0,
+            metrics=metrics,
         )
 
     def believe(self, configuration: Configuration) -> None:
         """From now on decide by these cards, prices and policies, of the same variants."""
         self.catalog = configuration.catalog
         self.policies = configuration.all_policies
+        self.gatekeeper.settings = configuration.admission
+        self.holdout = configuration.savings
         self.fleet.believe(configuration.catalog)
 
     def changed(self, variant_id: str, reports: list[ReplicaReport]) -> None:
@@ -74,13 +97,9 @@ class Gateway:
         """Seconds since the epoch."""
         return time()
 
-    def caller(self, headers: Mapping[str, str]) -> str:
-        """An opaque name for whoever holds the request's key; empty without one."""
-        return _opaque(headers.get("authorization") or headers.get("x-api-key") or headers.get("api-key") or "")
-
     def user(self, caller: str, user: str) -> str:
         """An opaque name for one of a caller's own users; the caller's where it names none."""
-        return _opaque(f"{caller}/{user}") if user else caller
+        return opaque(f"{caller}/{user}") if user else caller
 
     def policy(self, family: str, asked: str | None) -> Policy:
         """The policy that a request asks for, or its family's; raises InvalidRequest for one that does not exist."""

@@ -81,7 +81,8 @@ class Posting:
 class Slice:
     """What a gateway saw of one request's attempt at one engine in a span: the work it made the engine do.
 
-    ``attempt`` counts a request's attempts from 0. The span is in seconds since the epoch.
+    ``attempt`` counts a request's attempts from 0. The span is in seconds since the epoch. ``last`` says that the
+    attempt ended with it, ``lost`` that it failed, so that nobody is charged for it.
     """
 
     request_id: str
@@ -93,6 +94,35 @@ class Slice:
     began_s: float
     ended_s: float
     work: Work
+    last: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a gateway tells the bookkeeper some times a second. ``number`` counts up; one that is not acknowledged is
+    sent again. All that happened until ``now_s`` (seconds since the epoch) is in this report or in earlier ones.
+    ``released`` are requests that were admitted and never sent."""
+
+    gateway: str
+    number: int
+    now_s: float
+    slices: tuple[Slice, ...] = ()
+    bookings: tuple[Booking, ...] = ()
+    released: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """What was charged to a request since the gateway was last told. ``final`` says that nothing more comes of one of
+    its attempts."""
+
+    request_id: str
+    usage: Amounts
+    idle: Amounts
+    variance_uj2: float
+    method: str
+    final: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
 
+from economizer.variants.price import Price
 from economizer.variants.types import EnergyCard, SpeedCard, Variant
 
-_J_PER_KWH = 3.6e6
+J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,20 +76,40 @@ def engine_joules(energy: EnergyCard, *, prompt_tokens: float, output_tokens: fl
 def request_costs(variant: Variant, *, prompt_tokens: float, output_tokens: float, batch: float = 1.0) -> Costs:
     """Joules, dollars and grams of one request in a batch of ``batch``; None where a card is unknown.
 
-    Energy is by the energy card, or, without one, active power times the request's engine seconds; dollars are the
-    hourly price times the same seconds; grams are energy times PUE times the grid's intensity.
+    Energy is by the energy card, or, without one, active power times the request's engine seconds. Dollars are the
+    hourly price times the same seconds, and, where electricity is paid on top, energy times PUE times the tariff (a
+    day's mean where it changes by the hour). Grams are energy times PUE times the grid's intensity, and the engine
+    seconds' share of what the hardware's making emitted.
     """
     speed, power, energy, price = variant.speed, variant.power, variant.energy, variant.price
-    engine_s = energy_j = cost_usd = None
+    engine_s = energy_j = None
     if speed is not None:
         engine_s = engine_seconds(speed, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
     if energy is not None:
         energy_j = engine_joules(energy, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
     elif power is not None and engine_s is not None:
         energy_j = power.active_w * engine_s
-    if price is not None and engine_s is not None:
-        cost_usd = price.usd_per_hour * engine_s / 3600
-    carbon_g = None
-    if energy_j is not None and price is not None and price.carbon_g_per_kwh is not None:
-        carbon_g = energy_j / _J_PER_KWH * price.pue * price.carbon_g_per_kwh
-    return Costs(energy_j=energy_j, cost_usd=cost_usd, carbon_g=carbon_g)
+    return Costs(
+        energy_j=energy_j,
+        cost_usd=None if price is None else _dollars(price, engine_s, energy_j),
+        carbon_g=None if price is None else _grams(price, engine_s, energy_j),
+    )
+
+
+def _dollars(price: Price, engine_s: float | None, energy_j: float | None) -> float | None:
+    if engine_s is None:
+        return None
+    time_usd = price.rate_usd_per_hour * engine_s / 3600
+    tariff = price.tariff_usd_per_kwh
+    if tariff is None:
+        return time_usd
+    return None if energy_j is None else time_usd + energy_j / J_PER_KWH * price.pue * tariff
+
+
+def _grams(price: Price, engine_s: float | None, energy_j: float | None) -> float | None:
+    if energy_j is None or price.carbon_g_per_kwh is None:
+        return None
+    energy_g = energy_j / J_PER_KWH * price.pue * price.carbon_g_per_kwh
+    if not price.embodied_g_per_hour:
+        return energy_g
+    return None if engine_s is None else energy_g + price.embodied_g_per_hour * engine_s / 3600

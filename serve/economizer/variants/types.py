@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 
 from economizer.errors import require as require
+from economizer.variants.price import CarbonProviderSettings as CarbonProviderSettings
+from economizer.variants.price import Price as Price
 
 # The endpoints and abilities that a request may need and a variant may have. `chat`, `completions`, `responses` and
 # `embeddings` are endpoints; the others are what a request asks for in its body.
@@ -118,28 +120,6 @@ class EnergyCard:
             dict(self.decode_j_per_token),
             "must map at least one batch size (1 or more) to joules per token above 0 and finite",
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Price:
-    """What one replica's share of a kind of hardware costs, and how dirty its electricity is.
-
-    ``pue`` (power usage effectiveness) multiplies energy for carbon, not the joules that receipts show.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    usd_per_hour: float
-    carbon_g_per_kwh: float | None = None
-    pue: float = 1.0
-    source: str
-
-    def __post_init__(self) -> None:
-        require(0 <= self.usd_per_hour < inf, "usd_per_hour", self.usd_per_hour, "must be 0 or more and finite")
-        require(1 <= self.pue < inf, "pue", self.pue, "must be 1 or more and finite")
-        if self.carbon_g_per_kwh is not None:
-            rule = "must be 0 or more and finite"
-            require(0 <= self.carbon_g_per_kwh < inf, "carbon_g_per_kwh", self.carbon_g_per_kwh, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

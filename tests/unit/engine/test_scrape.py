@@ -10,17 +10,24 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m@full"} 0.25
 vllm:prefix_cache_queries_total{engine="0",model_name="m@full"} 400.0
 vllm:prefix_cache_hits_total{engine="0",model_name="m@full"} 100.0
 vllm:prefix_cache_hits_created{engine="0",model_name="m@full"} 1.7e+09
+vllm:prompt_tokens_total{engine="0",model_name="m@full"} 450.0
+vllm:generation_tokens_total{engine="0",model_name="m@full"} 90.0
+vllm:iteration_tokens_total_count{engine="0",model_name="m@full"} 70.0
 vllm:e2e_request_latency_seconds_bucket{engine="0",le="0.3",model_name="m@full"} 9.0
 """
 
 
 def test_a_vllm_page_tells_the_load_of_its_engine() -> None:
-    assert read_metrics(ONE_CORE) == EngineLoad(running=3, waiting=2, kv_used=0.25)
+    assert read_metrics(ONE_CORE) == EngineLoad(
+        running=3, waiting=2, kv_used=0.25, steps=70, prefill_tokens=350, decode_tokens=90
+    )
 
 
 def test_data_parallel_cores_are_summed_and_their_shares_averaged() -> None:
     second = ONE_CORE.replace('engine="0"', 'engine="1"').replace("} 0.25", "} 0.75").replace("} 100.0", "} 300.0")
-    assert read_metrics(ONE_CORE + second) == EngineLoad(running=6, waiting=4, kv_used=0.5)
+    assert read_metrics(ONE_CORE + second) == EngineLoad(
+        running=6, waiting=4, kv_used=0.5, steps=140, prefill_tokens=500, decode_tokens=180
+    )
 
 
 def test_older_versions_names_are_known() -> None:

@@ -43,6 +43,7 @@ def test_a_chat_request_is_read_as_far_as_routing_needs_it() -> None:
         stream=True,
         wants_usage=True,
         terms=Terms(ttft_s_max=0.25, quality_min=0.9, policy="green"),
+        names_on_unmet=False,
         needs=frozenset({"tools", "json"}),
         prompt_text="user\nhello\n[{'type': 'function'}]",
         output_tokens_max=20,
@@ -376,7 +377,7 @@ def test_every_endpoint_and_header_is_documented() -> None:
     assert named == {
         *("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-tpot-ms", "x-llm-d-slo-tpot-ms", "x-slo-e2e-ms"),
         *("x-quality-min", "x-max-cost-usd", "x-max-energy-j", "x-max-carbon-g"),
-        *("x-economizer-policy", "x-economizer-on-unmet", "x-session-id"),
+        *("x-economizer-policy", "x-economizer-on-unmet", "x-economizer-measure-wait-ms", "x-session-id"),
     }
 
 

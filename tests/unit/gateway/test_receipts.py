@@ -1,9 +1,11 @@
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from economizer.gateway.receipts import Attempt, Receipt, ReceiptStore, RequestLog, estimated_costs, new_request_id
 from economizer.gateway.relay import Usage
+from economizer.ledger.types import Amounts, Booking, Charge, Counterfactual
 from economizer.router.decide import decide
 from economizer.router.policies import POLICIES
 from economizer.router.types import Terms, VariantState
@@ -29,6 +31,8 @@ def receipt(
     return Receipt(
         id=receipt_id,
         caller=caller,
+        tenant="anonymous",
+        key_id="",
         created_s=1700000000.75,
         endpoint="chat",
         model="m",
@@ -97,7 +101,8 @@ def test_a_variant_without_cards_costs_something_unknown() -> None:
 def test_headers_name_the_variant_at_once_and_the_costs_when_they_are_known() -> None:
     head = [(b"x-economizer-variant", b"int8"), (b"x-economizer-request-id", b"ecr-1")]
     assert receipt().headers() == head
-    assert settled().headers() == [*head, (b"x-energy-joules", b"25"), (b"x-cost-usd", b"0.125")]
+    costs = [(b"x-energy-joules", b"25"), (b"x-cost-usd", b"0.125"), (b"x-economizer-method", b"estimate")]
+    assert settled().headers() == [*head, *costs]
     assert receipt(served=None).headers()[0] == (b"x-economizer-variant", b"")
 
 
@@ -179,9 +184,102 @@ def test_the_long_receipt_explains_the_choice() -> None:
             "cost_usd": 0.25,
             "carbon_g": None,
         },
+        "degraded": None,
+        "arm": None,
     }
     assert (decision["variant"], decision["ranking"]) == ("int8", ("int8", "full"))
     assert [candidate["score"] for candidate in decision["candidates"]] == [0.5, 1.0]
+
+
+def charge(energy_uj: int, *, final: bool = False, idle_uj: int = 0, variance_uj2: float = 0.0) -> Charge:
+    return Charge(
+        request_id="ecr-1",
+        usage=Amounts(energy_uj=energy_uj, cost_uusd=energy_uj // 10),
+        idle=Amounts(energy_uj=idle_uj, cost_uusd=5),
+        variance_uj2=variance_uj2,
+        method="cpu-time-model",
+        final=final,
+    )
+
+
+def measured() -> Receipt:
+    """Its two windows are settled, with a standard deviation of 0.5 J each way."""
+    made = settled()
+    made.open_attempts = 1
+    made.charge(charge(8_000_000, idle_uj=1_000_000, variance_uj2=0.25e12))
+    made.charge(charge(2_000_000, final=True))
+    return made
+
+
+def test_once_measured_a_receipt_names_the_meter_and_both_bases_beside_the_estimate() -> None:
+    assert measured().short() == {
+        "request_id": "ecr-1",
+        "variant": "int8",
+        "method": "cpu-time-model",
+        "energy_j": 10.0,
+        "cost_usd": 1.0,
+        "carbon_g": None,
+        "energy_j_low": pytest.approx(9.02),
+        "energy_j_high": pytest.approx(10.98),
+        "allocation": {"energy_j": 11.0, "cost_usd": 1.00001, "carbon_g": None},
+        "estimate": {"energy_j": 25.0, "cost_usd": 0.125, "carbon_g": None},
+        "full": {"variant": "full", "energy_j": 25.0, "cost_usd": 0.25, "carbon_g": None},
+    }
+    assert (b"x-economizer-method", b"cpu-time-model") in measured().headers()
+    assert (b"x-energy-joules", b"10") in measured().headers()
+
+
+def test_as_long_as_a_window_is_open_the_estimate_stands() -> None:
+    made = settled()
+    made.open_attempts = 1
+    made.charge(charge(8_000_000))
+    assert made.short()["method"] == "estimate"
+    assert not made.settled
+
+
+async def test_who_waits_for_the_measurement_gets_it_when_it_comes_or_goes_on_without() -> None:
+    made = settled()
+    made.open_attempts = 1
+    await made.until_settled(0.01)
+    assert not made.settled
+    waiting = asyncio.create_task(made.until_settled(30))
+    await asyncio.sleep(0)
+    made.charge(charge(8_000_000, final=True))
+    await waiting
+    assert made.settled
+
+
+def test_what_is_booked_of_a_request_has_neither_its_prompt_nor_its_key() -> None:
+    made = settled()
+    made.ended("ok", status=200)
+    made.tenant, made.key_id, made.replica, made.ttft_s, made.e2e_s = "acme", "k1", "r1", 0.25, 0.5
+    made.attempts.append(Attempt(variant="int8", replica="r1"))
+    assert made.booking() == Booking(
+        request_id="ecr-1",
+        tenant="acme",
+        key_id="k1",
+        family="m",
+        variant="int8",
+        engine="r1",
+        endpoint="chat",
+        outcome="ok",
+        status=200,
+        attempts=1,
+        began_s=1700000000.75,
+        ended_s=1700000001.25,
+        ttft_s=0.25,
+        prompt_tokens=128,
+        output_tokens=9,
+        batch=1.0,
+        predicted_ttft_s=0.5,
+        predicted_e2e_s=made.decision.candidate("int8").prediction.e2e_s.p50,  # type: ignore[union-attr]
+        predicted_energy_uj=round(made.decision.candidate("int8").prediction.costs.energy_j * 1e6),  # type: ignore[operator]
+        predicted_cost_uusd=round(made.decision.candidate("int8").prediction.costs.cost_usd * 1e6),  # type: ignore[operator]
+        estimate=Amounts(energy_uj=25_000_000, cost_uusd=125_000),
+        full=Counterfactual(variant="full", amounts=Amounts(energy_uj=25_000_000, cost_uusd=250_000)),
+        policy="cheap",
+        terms='{"on_unmet":"refuse"}',
+    )
 
 
 def test_every_long_receipt_is_json_also_where_little_is_known() -> None:

@@ -125,13 +125,48 @@ def test_what_is_not_known_of_a_variant_is_not_zero() -> None:
     assert request_costs(variant(speed=SPEED, power=POWER, price=free), **of).carbon_g is None
 
 
+def test_electricity_that_is_paid_on_top_is_energy_times_pue_times_the_tariff() -> None:
+    of = {"prompt_tokens": 128, "output_tokens": 9}
+    flat = Price(usd_per_hour=3600.0, electricity_usd_per_kwh=3.6e6, pue=2.0, source="made up")
+    assert request_costs(variant(speed=SPEED, power=POWER, price=flat), **of).cost_usd == 0.25 + 25 * 2
+    hourly = Price(usd_per_hour=3600.0, electricity_usd_per_kwh=(1.8e6, 5.4e6) * 12, pue=2.0, source="made up")
+    assert request_costs(variant(speed=SPEED, power=POWER, price=hourly), **of).cost_usd == 0.25 + 25 * 2
+    at_one = hourly.at(None, 1)
+    assert request_costs(variant(speed=SPEED, power=POWER, price=at_one), **of).cost_usd == 0.25 + 25 * 3
+
+
+def test_without_its_energy_a_request_whose_electricity_is_paid_on_top_has_no_known_cost() -> None:
+    price = Price(usd_per_hour=3600.0, electricity_usd_per_kwh=0.2, source="made up")
+    assert request_costs(variant(speed=SPEED, price=price), prompt_tokens=128, output_tokens=9) == UNKNOWN
+
+
+def test_hardware_of_ones_own_costs_by_its_lifetime() -> None:
+    price = Price(kind="owned", capital_usd=3600 * 8766.0, lifetime_years=1.0, source="made up")
+    assert request_costs(variant(speed=SPEED, price=price), prompt_tokens=128, output_tokens=9).cost_usd == 0.25
+
+
+def test_the_hardwares_making_emits_by_the_engines_seconds() -> None:
+    of = {"prompt_tokens": 128, "output_tokens": 9, "batch": 8}
+    price = Price(usd_per_hour=0.0, carbon_g_per_kwh=3.6e6, embodied_g_per_hour=3600.0, source="made up")
+    assert request_costs(variant(speed=SPEED, energy=ENERGY, price=price), **of).carbon_g == 48.25
+    assert request_costs(variant(energy=ENERGY, price=price), **of).carbon_g is None  # its seconds are unknown
+    unknown = Price(usd_per_hour=0.0, embodied_g_per_hour=3600.0, source="made up")
+    assert request_costs(variant(speed=SPEED, energy=ENERGY, price=unknown), **of).carbon_g is None
+
+
 @given(st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(1, 512))
 def test_more_tokens_never_cost_less(prompt: float, more: float, output: float, longer: float, batch: float) -> None:
     speed = SpeedCard(prefill_tokens_per_s=1000.0, decode_tokens_per_s=CARD, source="made up")
     one = variant(
         speed=speed,
         power=PowerCard(active_w=9.0, source="made up"),
-        price=Price(usd_per_hour=2.0, carbon_g_per_kwh=400.0, source="made up"),
+        price=Price(
+            usd_per_hour=2.0,
+            electricity_usd_per_kwh=0.2,
+            carbon_g_per_kwh=400.0,
+            embodied_g_per_hour=20.0,
+            source="made up",
+        ),
     )
     less = request_costs(one, prompt_tokens=prompt, output_tokens=output, batch=batch)
     dearer = request_costs(one, prompt_tokens=prompt + more, output_tokens=output + longer, batch=batch)

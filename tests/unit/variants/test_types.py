@@ -4,7 +4,7 @@ from typing import Any
 
 import examples
 import pytest
-from economizer.variants.types import Family, PowerCard, Price, QualityCard, SpeedCard, Variant
+from economizer.variants.types import Family, PowerCard, QualityCard, SpeedCard, Variant
 
 
 def quality(**given: Any) -> QualityCard:
@@ -17,10 +17,6 @@ def speed(**given: Any) -> SpeedCard:
 
 def power(**given: Any) -> PowerCard:
     return PowerCard(**{"active_w": 2.0, "source": "made up", **given})
-
-
-def price(**given: Any) -> Price:
-    return Price(**{"usd_per_hour": 1.0, "source": "made up", **given})
 
 
 def variant(**given: Any) -> Variant:
@@ -58,12 +54,6 @@ NAN, INFINITE = float("nan"), float("inf")
         (power, "idle_w", 3.0, "active_w is 2.0: must be at least idle_w"),
         (power, "active_w", NAN, "active_w is nan: must be at least idle_w"),
         (power, "active_w", INFINITE, "active_w is inf: must be at least idle_w"),
-        (price, "usd_per_hour", -1.0, "usd_per_hour is -1.0: must be 0 or more"),
-        (price, "usd_per_hour", INFINITE, "usd_per_hour is inf: must be 0 or more"),
-        (price, "carbon_g_per_kwh", -1.0, "carbon_g_per_kwh is -1.0: must be 0 or more"),
-        (price, "carbon_g_per_kwh", INFINITE, "carbon_g_per_kwh is inf: must be 0 or more"),
-        (price, "pue", 0.9, "pue is 0.9: must be 1 or more"),
-        (price, "pue", INFINITE, "pue is inf: must be 1 or more"),
         (variant, "context_tokens_max", 0, "context_tokens_max is 0: must be 1 or more"),
         (variant, "concurrency_max", 0, "concurrency_max is 0: must be 1 or more"),
         (variant, "features", frozenset({"chat", "psychic"}), "features is ['psychic']: must be among ['audio', "),
@@ -86,7 +76,7 @@ def test_a_wrong_value_cannot_be_built_and_is_named(
 def test_nothing_unknown_has_a_value() -> None:
     plain = variant()
     assert (plain.quality, plain.speed, plain.power, plain.price) == (None, None, None, None)
-    assert (speed().cold_start_s, price().carbon_g_per_kwh, quality().low) == (None, None, None)
+    assert (speed().cold_start_s, quality().low) == (None, None)
 
 
 def test_a_floor_is_compared_with_the_low_end_of_the_quality_where_that_is_known() -> None:

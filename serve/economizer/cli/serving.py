@@ -1,16 +1,16 @@
-"""The command line: ``economizer up | check-config | status | variants``."""
+"""``economizer up | check-config | variants | status``: serving, and what is served."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from economizer.cli.tables import table
 from economizer.config import ServeFile, home, load
 from economizer.errors import EconomizerError
 from economizer.local import up
@@ -19,24 +19,11 @@ from economizer.variants.types import Variant
 _TIMEOUT_S = 10.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 well, 1 not, 2 for a command line that is wrong."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except EconomizerError as error:
-        print(f"economizer: {error.message}", file=sys.stderr)
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="economizer", description="An OpenAI-compatible gateway that answers each request at the least cost."
-    )
-    commands = parser.add_subparsers(required=True, metavar="command")
+def add_serving(commands: Any) -> None:
+    """``up``, ``check-config``, ``variants`` and ``status``."""
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
 
@@ -53,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "what a running gateway's engines are at")
     status.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (default %(default)s)")
     status.add_argument("--json", action="store_true", help="for machines")
-    return parser
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -72,7 +58,7 @@ def _variants(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(_table([_for_people(row) for row in rows]))
+        print(table([_for_people(row) for row in rows]))
     return 0
 
 
@@ -150,7 +136,7 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         print("ready" if found["ready"] else f"not ready: {', '.join(found['not_ready'])}")
-        print(_table(found["engines"]))
+        print(table(found["engines"]))
     return 0 if found["ready"] else 1
 
 
@@ -165,27 +151,3 @@ def _readiness(url: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"ready", "not_ready", "engines"} <= found.keys():
         raise ValueError("what answers there is no Economizer")
     return found
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned columns; what is unknown is a dash."""
-    if not rows:
-        return "(none)"
-    titles = list(rows[0])
-    lines = [titles, *([_cell(row[title]) for title in titles] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

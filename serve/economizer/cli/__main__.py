@@ -1,0 +1,7 @@
+"""``python -m economizer.cli``."""
+
+import sys
+
+from economizer.cli import main
+
+sys.exit(main())

@@ -1,0 +1,109 @@
+"""An engine's windows: read off its meter once a period, kept until the bookkeeper has them on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from time import time
+
+from economizer.energy.meter import Meter
+from economizer.energy.types import Window, WindowState
+from economizer.engine.process import EngineProcess
+from economizer.engine.scrape import EngineLoad
+
+_KEY = "engine"
+_KEPT_MAX = 3600  # windows; beyond it the oldest are dropped, and their numbers are missing in the books
+_CLOSE_S = 2.0
+
+logger = logging.getLogger("economizer.engine")
+
+Send = Callable[[str, Sequence[Window]], Awaitable[int]]
+
+
+class Metering:
+    """Meters one engine from now on. ``send`` takes windows and answers up to which number they are on disk."""
+
+    def __init__(self, meter: Meter, engine: EngineProcess, *, replica: str, variant: str, send: Send) -> None:
+        self._meter = meter
+        self._engine = engine
+        self._replica = replica
+        self._variant = variant
+        self._send = send
+        self._number = 0
+        self._kept: deque[Window] = deque(maxlen=_KEPT_MAX)
+        self._before = EngineLoad()
+        self._state = _state(engine)
+        self._task: asyncio.Task[None] | None = None
+        meter.begin(_KEY)
+
+    def start(self, period_s: float) -> None:
+        """Read the meter every ``period_s`` until closed."""
+        self._task = asyncio.create_task(self._keep_reading(period_s))
+
+    async def close(self) -> None:
+        """Read the meter for the last time and hand over what is kept, as far as the bookkeeper still takes it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self._read(last=True)
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._hand_over()
+        except TimeoutError:
+            logger.warning("%s: the bookkeeper did not take the last windows", self._replica)
+        self._meter.close()
+
+    async def _keep_reading(self, period_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        while True:
+            due_s = max(due_s + period_s, loop.time())
+            await asyncio.sleep(due_s - loop.time())
+            self._read(last=False)
+            await self._hand_over()
+
+    def _read(self, *, last: bool) -> None:
+        """One window more. It counts as what its engine was at when it began."""
+        measurement = self._meter.end(_KEY) if last else self._meter.lap(_KEY)
+        state, self._state = self._state, _state(self._engine)
+        before, latest = self._before, self._engine.last_load
+        if latest.decode_tokens is not None:  # else it did not answer, and the growth shows in a later window
+            self._before = latest
+        ended_s = time()
+        window = Window(
+            engine=self._replica,
+            number=self._number,
+            variant=self._variant,
+            began_s=ended_s - measurement.seconds,
+            ended_s=ended_s,
+            state=state,
+            measurement=measurement,
+            steps=_growth(before.steps, latest.steps),
+            prefill_tokens=_growth(before.prefill_tokens, latest.prefill_tokens),
+            decode_tokens=_growth(before.decode_tokens, latest.decode_tokens),
+            last=last,
+        )
+        self._number += 1
+        self._kept.append(window)
+
+    async def _hand_over(self) -> None:
+        try:
+            kept = await self._send(self._replica, tuple(self._kept))
+        except Exception as error:  # noqa: BLE001 - Ray and Serve raise many things while the bookkeeper is replaced
+            logger.warning("%s: %d windows wait for the bookkeeper: %s", self._replica, len(self._kept), error)
+            return
+        while self._kept and self._kept[0].number <= kept:
+            self._kept.popleft()
+
+
+def _state(engine: EngineProcess) -> WindowState:
+    return "starting" if engine.state in ("starting", "restarting") else "serving"
+
+
+def _growth(before: int | None, now: int | None) -> int | None:
+    """How much a counter grew; an engine that was started anew begins at 0."""
+    if now is None:
+        return None
+    return now - before if before is not None and now >= before else 0

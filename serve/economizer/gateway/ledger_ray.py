@@ -1,0 +1,109 @@
+"""The bookkeeper as a Ray Serve replica, one in the whole application, and the way a gateway calls it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from economizer.admission.keys import KeyRecord
+from economizer.admission.limits import Ask, Verdict
+from economizer.config import LedgerSettings
+from economizer.energy.types import Window
+from economizer.engine.replica_ray import log_with_serve
+from economizer.ledger.bookkeeper import Bookkeeper, Reply, Seen
+from economizer.ledger.types import AccountRow, MeterRow, Report, RequestRow
+from economizer.variants.types import Variant
+
+_MIB = 2**20
+
+
+class LedgerReplica:
+    """Serve's constructor and destructor around a :class:`Bookkeeper`, and its methods by the same names."""
+
+    async def __init__(self, settings: LedgerSettings, variants: tuple[Variant, ...]) -> None:  # type: ignore[misc]  # Serve awaits it
+        """``settings`` are located already. The database need not be reachable."""
+        log_with_serve()
+        self._bookkeeper = Bookkeeper(
+            url=settings.url,
+            spool=Path(settings.spool),
+            spool_bytes_max=settings.spool_mib_max * _MIB,
+            keep_days=settings.keep_days,
+            variants=variants,
+        )
+        self._task = asyncio.create_task(self._bookkeeper.run())
+
+    async def check_health(self) -> None:
+        """Raise once it no longer runs, so that Serve starts another."""
+        if self._task.done():
+            self._task.result()
+
+    async def report(self, report: Report, seen: Seen) -> Reply:
+        return await self._bookkeeper.report(report, seen)
+
+    async def windows(self, engine: str, windows: Sequence[Window]) -> int:
+        return await self._bookkeeper.windows(engine, windows)
+
+    async def admit(self, ask: Ask) -> Verdict:
+        return await self._bookkeeper.admit(ask)
+
+    async def believe(self, variants: tuple[Variant, ...]) -> None:
+        await asyncio.to_thread(self._bookkeeper.believe, variants)
+
+    async def request(self, request_id: str) -> RequestRow | None:
+        return await asyncio.to_thread(self._bookkeeper.store.request, request_id)
+
+    async def accounts(self, since_s: float, until_s: float) -> list[AccountRow]:
+        return await asyncio.to_thread(self._bookkeeper.store.accounts, since_s, until_s)
+
+    async def meters(self, since_s: float, until_s: float) -> list[MeterRow]:
+        return await asyncio.to_thread(self._bookkeeper.store.meters, since_s, until_s)
+
+    async def coefficients(self) -> dict[str, tuple[float, ...]]:
+        return self._bookkeeper.learnt()
+
+    async def keys(self, include_revoked: bool) -> list[KeyRecord]:
+        return await asyncio.to_thread(self._bookkeeper.store.keys, include_revoked)
+
+    async def create_key(self, tenant: str, role: Any, expires_s: float | None, note: str) -> tuple[str, KeyRecord]:
+        return await self._bookkeeper.create_key(tenant, role, expires_s, note)
+
+    async def revoke_key(self, key_id: str) -> bool:
+        return await self._bookkeeper.revoke_key(key_id)
+
+    async def rotate_key(self, key_id: str, grace_s: float) -> tuple[str, KeyRecord]:
+        return await self._bookkeeper.rotate_key(key_id, grace_s)
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_task"):
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({self._task})
+            await self._bookkeeper.close()
+
+
+class ServeLedger:
+    """The bookkeeper, called through its handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def report(self, report: Report, seen: Seen) -> Reply:
+        reply: Reply = await self._handle.report.remote(report, seen)
+        return reply
+
+    async def admit(self, ask: Ask) -> Verdict:
+        verdict: Verdict = await self._handle.admit.remote(ask)
+        return verdict
+
+    async def request(self, request_id: str) -> RequestRow | None:
+        row: RequestRow | None = await self._handle.request.remote(request_id)
+        return row
+
+    async def believe(self, variants: tuple[Variant, ...]) -> None:
+        """From now on these are the prices and the cards."""
+        await self._handle.believe.remote(variants)

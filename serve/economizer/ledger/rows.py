@@ -1,0 +1,128 @@
+"""Rows and the words of the books, one from the other. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from economizer.admission.keys import KeyRecord
+from economizer.energy.types import UJ_PER_J
+from economizer.ledger.schema import AMOUNTS, HOUR_S
+from economizer.ledger.types import Account, AccountRow, Amounts, Booking, Counterfactual, MeterRow, RequestRow, Settled
+
+_BOOKING = (
+    *("request_id", "tenant", "key_id", "family", "variant", "engine", "endpoint", "stream", "outcome", "status"),
+    *("error", "attempts", "began_s", "ended_s", "ttft_s", "tpot_s", "prompt_tokens", "cached_tokens"),
+    *("output_tokens", "batch", "predicted_ttft_s", "predicted_e2e_s", "predicted_energy_uj", "predicted_cost_uusd"),
+    *("arm", "degraded", "policy", "terms", "refusals"),
+)
+_FULL = ("low_uj", "high_uj", "low_uusd", "high_uusd")
+
+
+def hour_of(moment_s: float) -> int:
+    """Hours since the epoch."""
+    return int(moment_s // HOUR_S)
+
+
+def amounts_row(amounts: Amounts, prefix: str = "") -> dict[str, Any]:
+    """Three columns."""
+    return {f"{prefix}{name}": getattr(amounts, name) for name in AMOUNTS}
+
+
+def amounts_of(row: RowMapping, prefix: str = "") -> Amounts:
+    """Sums come as decimals from PostgreSQL."""
+    return Amounts(**{name: None if row[prefix + name] is None else int(row[prefix + name]) for name in AMOUNTS})
+
+
+def booking_row(booking: Booking) -> dict[str, Any]:
+    """The columns of a request that are its booking's."""
+    row = {name: storable(getattr(booking, name)) for name in _BOOKING}
+    row |= amounts_row(booking.estimate, "estimate_")
+    full = booking.full
+    row["full_variant"] = None if full is None else storable(full.variant)
+    row |= amounts_row(Amounts() if full is None else full.amounts, "full_")
+    row |= {f"full_{name}": getattr(full, name, None) for name in _FULL}
+    return row
+
+
+def storable(value: Any) -> Any:
+    """A text without what PostgreSQL (NUL) and UTF-8 (half a surrogate pair) cannot hold; anything else as it is.
+
+    Callers choose some of the texts: one character of theirs must not keep a whole batch out of the books.
+    """
+    if not isinstance(value, str) or (value.isascii() and "\0" not in value):
+        return value
+    return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def request_of(row: RowMapping) -> RequestRow:
+    """A request, with its booking where that is there."""
+    return RequestRow(
+        request_id=row["request_id"],
+        tenant=row["tenant"],
+        family=row["family"],
+        variant=row["variant"],
+        booking=_booking_of(row) if row["booked"] else None,
+        usage=amounts_of(row, "usage_"),
+        idle=amounts_of(row, "idle_"),
+        lost=amounts_of(row, "lost_"),
+        variance_uj2=max(0.0, row["variance_uj2"]),  # what was taken back may differ from what was put in the last bit
+        method=row["method"],
+    )
+
+
+def _booking_of(row: RowMapping) -> Booking:
+    full = None
+    if row["full_variant"] is not None:
+        ends = {name: row[f"full_{name}"] for name in _FULL}
+        full = Counterfactual(variant=row["full_variant"], amounts=amounts_of(row, "full_"), **ends)
+    return Booking(**{name: row[name] for name in _BOOKING}, estimate=amounts_of(row, "estimate_"), full=full)
+
+
+def window_row(settled: Settled) -> dict[str, Any]:
+    """A window, its measurement and its total."""
+    window, measurement = settled.window, settled.window.measurement
+    return {
+        **{name: getattr(window, name) for name in ("engine", "number", "variant", "began_s", "ended_s", "state")},
+        **{name: getattr(window, name) for name in ("steps", "prefill_tokens", "decode_tokens")},
+        **{name: getattr(measurement, name) for name in ("seconds", "idle_uj", "method", "uncertainty")},
+        "measured_uj": measurement.energy_uj,
+        "note": storable(measurement.note),
+        **amounts_row(settled.total),
+    }
+
+
+def account_of(row: RowMapping) -> AccountRow:
+    """One account and its sums."""
+    return AccountRow(
+        account=Account(
+            hour=row["hour"], tenant=row["tenant"], family=row["family"], variant=row["variant"], kind=row["kind"]
+        ),
+        amounts=amounts_of(row),
+        requests=row["requests"],
+        prompt_tokens=row["prompt_tokens"],
+        cached_tokens=row["cached_tokens"],
+        output_tokens=row["output_tokens"],
+    )
+
+
+def meter_of(row: RowMapping) -> MeterRow:
+    """One engine's hour."""
+    return MeterRow(
+        hour=row["hour"],
+        engine=row["engine"],
+        family=row["family"],
+        variant=row["variant"],
+        method=row["method"],
+        windows=row["windows"],
+        seconds=row["metered_us"] / UJ_PER_J,
+        unmeasured_s=row["unmeasured_us"] / UJ_PER_J,
+        gaps=row["gaps"],
+        total=Amounts(energy_uj=row["measured_uj"], cost_uusd=row["cost_uusd"], carbon_ug=row["carbon_ug"]),
+    )
+
+
+def key_of(row: RowMapping) -> KeyRecord:
+    """One key."""
+    return KeyRecord(**row)
