@@ -1,9 +1,10 @@
 """What the gateway itself costs: CPU time per request and per streamed chunk, added latency, memory.
 
-Three targets in the same run, in turns: Economizer; a bare FastAPI + aiohttp pass-through on the same Ray Serve behind
-the same HAProxy, which decides nothing; and the engine alone. The engine answers from memory (``fast_engine.py``), the
-client is a process of its own (``client.py``); neither is counted. CPU time of a request is that of HAProxy and of the
-ingress replica, less what the same processes burn when no request comes. The last line of output is JSON.
+Four targets in the same run, in turns: Economizer; the same without a ledger, so without metering and booking; a bare
+FastAPI + aiohttp pass-through on the same Ray Serve behind the same HAProxy, which decides nothing; and the engine
+alone. The engine answers from memory (``fast_engine.py``), the client is a process of its own (``client.py``); neither
+is counted. CPU time of a request is that of HAProxy and of the ingress replica, less what the same processes burn when
+no request comes. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Bench:
 
     def warm_up(self) -> None:
         """Open connections, fill caches, and let the processes settle."""
-        for target in (self._on.ours, self._on.bare, self._on.straight):
+        for target in (self._on.ours, self._on.unbooked, self._on.bare, self._on.straight):
             self._send(target, Phase(name="warm-up", connections=32, requests=640))
             self._send(target, Phase(name="warm-up", connections=32, requests=32, chunks=_CHUNKS))
 
@@ -88,7 +89,7 @@ class Bench:
 
     def round(self, number: int, share: float) -> Iterator[Measured]:
         """Every phase on every target; who is first changes from round to round."""
-        targets = [self._on.ours, self._on.bare, self._on.straight]
+        targets = [self._on.ours, self._on.unbooked, self._on.bare, self._on.straight]
         turn = number % len(targets)
         for phase in PHASES:
             for target in targets[turn:] + targets[:turn]:
@@ -115,6 +116,7 @@ class Bench:
             latency_s=tuple(sorted(outcome.latency_s)),
             haproxy_s=used.get(stand.HAPROXY, 0.0),
             ingress_s=used.get(target.ingress, 0.0) if target.ingress else 0.0,
+            books_s=used.get(stand.BOOKKEEPER, 0.0) if target is self._on.ours else 0.0,
             ray_s=sum(used.values()) - used.get(stand.ENGINES, 0.0),
         )
 
@@ -154,7 +156,7 @@ def run(rounds: int, requests: int, share: float) -> dict[str, object]:
         for number in range(rounds):
             _say(f"round {number + 1} of {rounds}")
             measured.append(list(bench.round(number, share)))
-        idle = {target.name: bench.idle.get(target.ingress or "", 0.0) for target in (on.ours, on.bare)}
+        idle = {target.name: bench.idle.get(target.ingress or "", 0.0) for target in (on.ours, on.unbooked, on.bare)}
     return {"machine": machine, **report.write(measured, idle=idle, curve=curve, decide_us=sizes)}
 
 

@@ -10,6 +10,7 @@ import decide_cost
 
 _REQUEST_RATIO_MAX = 1.3
 _CHUNK_RATIO_MAX = 1.2
+_BOOKING_RATIO_MAX = 1.05
 _DECIDE_US_MAX = 200.0
 _STORES_FULL = 20_000  # requests, each of another user and session, after which all bounded stores are full
 
@@ -17,6 +18,7 @@ _STORES_FULL = 20_000  # requests, each of another user and session, after which
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """One phase of one round on one target. CPU seconds are net of what the same processes burn when idle.
+    ``books_s`` is the bookkeeper's.
 
     ``ray_s`` is everything below ``economizer up`` but the engines: HAProxy, all replicas, Serve's controller, Ray.
     """
@@ -30,6 +32,7 @@ class Measured:
     latency_s: tuple[float, ...]
     haproxy_s: float
     ingress_s: float
+    books_s: float
     ray_s: float
 
     @property
@@ -39,6 +42,10 @@ class Measured:
     @property
     def ingress_us_per_request(self) -> float:
         return self.ingress_s / self.requests * 1e6
+
+    @property
+    def books_us_per_request(self) -> float:
+        return self.books_s / self.requests * 1e6
 
     @property
     def ray_us_per_request(self) -> float:
@@ -76,7 +83,7 @@ class Measured:
 Rounds = Sequence[Sequence[Measured]]
 Value = Callable[[Measured], float]
 
-_TARGETS = ("ours", "bare", "straight")
+_TARGETS = ("ours", "unbooked", "bare", "straight")
 _REQUEST = "CPU us/request, c=32"
 _CHUNK = "CPU us/chunk, one each 10 ms, c=32"
 
@@ -94,6 +101,7 @@ _ROWS = (
     _Row("CPU us/request, c=1", "cpu_us_request_c1", "whole-c1", lambda m: m.cpu_us_per_request),
     _Row(_REQUEST, "cpu_us_request", "whole-c32", lambda m: m.cpu_us_per_request),
     _Row("  of that the ingress replica", "ingress_us_request", "whole-c32", lambda m: m.ingress_us_per_request),
+    _Row("  and the bookkeeper", "books_us_request", "whole-c32", lambda m: m.books_us_per_request),
     _Row("  all of Ray, without engines", "ray_us_request", "whole-c32", lambda m: m.ray_us_per_request),
     _Row(_CHUNK, "cpu_us_chunk", "paced-c32", lambda m: m.cpu_us_per_chunk, 1),
     _Row("  of that the ingress replica", "ingress_us_chunk", "paced-c32", lambda m: m.ingress_us_per_chunk, 1),
@@ -120,12 +128,16 @@ def write(
 ) -> dict[str, object]:
     """Print the tables; returns the figures that the last line carries."""
     last: dict[str, object] = {}
-    for key, label, limit in (("request", _REQUEST, _REQUEST_RATIO_MAX), ("chunk", _CHUNK, _CHUNK_RATIO_MAX)):
+    for key, label, control, limit in (
+        ("request", _REQUEST, "bare", _REQUEST_RATIO_MAX),
+        ("chunk", _CHUNK, "bare", _CHUNK_RATIO_MAX),
+        ("booking", _REQUEST, "unbooked", _BOOKING_RATIO_MAX),
+    ):
         row = next(row for row in _ROWS if row.label == label)
-        ratios = [ours / bare for ours, bare in zip(_of(rounds, "ours", row), _of(rounds, "bare", row), strict=True)]
+        ratios = [ours / other for ours, other in zip(_of(rounds, "ours", row), _of(rounds, control, row), strict=True)]
         last[f"cpu_ratio_{key}"] = round(median(ratios), 3)
         last[f"cpu_ratio_{key}_rounds"] = [round(ratio, 3) for ratio in ratios]
-        print(f"{label}: ours over bare {_cell(ratios, 3)}, wanted {limit:g} at most")
+        print(f"{label}: ours over {control} {_cell(ratios, 3)}, wanted {limit:g} at most")
     last |= _write_decide(decide_us)
     last |= _write_curve(curve)
     last |= _write_table(rounds, idle)
@@ -155,22 +167,24 @@ def _write_curve(curve: Sequence[tuple[int, float]]) -> dict[str, object]:
 
 def _write_table(rounds: Rounds, idle: Mapping[str, float]) -> dict[str, object]:
     print(f"\nmedian (least-most) of {len(rounds)} rounds; CPU time is HAProxy's and the ingress replica's, less idle")
-    print(f"{'':36}{'ours':>24}{'bare':>24}{'engine alone':>24}{'ours/bare':>20}")
+    print(f"{'':36}{'ours':>24}{'without books':>24}{'bare':>24}{'engine alone':>24}{'ours/bare':>20}")
     last: dict[str, object] = {}
     for row in _ROWS:
         found = [_of(rounds, target, row) for target in _TARGETS]
         cells = [_cell(values, row.digits) if any(values) else "" for values in found]
-        ratios = [ours / bare for ours, bare in zip(found[0], found[1], strict=True)]
-        print(f"{row.label:36}" + "".join(f"{cell:>24}" for cell in cells) + f"{_cell(ratios, 2):>20}")
+        ratios = [ours / bare for ours, bare in zip(found[0], found[2], strict=True) if bare]
+        print(
+            f"{row.label:36}" + "".join(f"{cell:>24}" for cell in cells) + f"{_cell(ratios, 2) if ratios else '':>20}"
+        )
         last[row.key] = {
             target: round(median(values), 3) for target, values in zip(_TARGETS, found, strict=True) if any(values)
         }
     for row in _ADDED:
         alone = _of(rounds, "straight", row)
-        added = [[of - base for of, base in zip(_of(rounds, t, row), alone, strict=True)] for t in _TARGETS[:2]]
+        added = [[of - base for of, base in zip(_of(rounds, t, row), alone, strict=True)] for t in _TARGETS[:3]]
         print(f"{'added ' + row.label:36}" + "".join(f"{_cell(values, row.digits):>24}" for values in added))
         last[f"added_{row.key}"] = {t: round(median(values), 3) for t, values in zip(_TARGETS, added, strict=False)}
-    print(f"{'idle CPU of the ingress, ms/s':36}" + "".join(f"{idle[t] * 1e3:>24.1f}" for t in _TARGETS[:2]))
+    print(f"{'idle CPU of the ingress, ms/s':36}" + "".join(f"{idle[t] * 1e3:>24.1f}" for t in _TARGETS[:3]))
     return last
 
 

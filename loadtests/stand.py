@@ -1,7 +1,8 @@
-"""What is measured: Economizer and the bare pass-through on one Ray Serve, engines behind them, and an engine alone.
+"""What is measured: Economizer with and without books, and the bare pass-through, on one Ray Serve, engines behind
+them, and an engine alone.
 
-``economizer up`` starts it, the way that a user would; the bare pass-through is a second application in its file. So
-both stand behind one HAProxy and have one Serve controller, and only the replica that answers differs.
+``economizer up`` starts it, the way that a user would; the others are further applications in its file. So all stand
+behind one HAProxy and have one Serve controller, and only the replica that answers differs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import bare_passthrough
 import yaml
 from client import Load
-from economizer.autoscaling.planner import GATEWAY
+from economizer.autoscaling.planner import GATEWAY, LEDGER
 from economizer.config import IMPORT_PATH
 from economizer.engine.guard import guarded
 from processes import ProcessTree
@@ -34,6 +35,8 @@ HAPROXY, ENGINES, REST = "HAProxy", "engines", "rest of Ray"
 _HERE = Path(__file__).resolve().parent
 _PATH = "/v1/chat/completions"
 _BARE_PREFIX = "/bare"
+_UNBOOKED, _UNBOOKED_PREFIX = "unbooked", "/unbooked"
+BOOKKEEPER = f"ray::ServeReplica:{APPLICATION}:{LEDGER}"
 _READY_TIMEOUT_S = 240.0
 _END_S = 60.0
 
@@ -55,9 +58,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stand:
-    """The three targets, and the processes of Economizer and Ray."""
+    """The four targets, and the processes of Economizer and Ray. ``unbooked`` is ``ours`` without a ledger."""
 
     ours: Target
+    unbooked: Target
     bare: Target
     straight: Target
     tree: ProcessTree
@@ -73,10 +77,17 @@ def running(folder: Path) -> Iterator[Stand]:
             stack.enter_context(_engine(port, secret))
         file = folder / "bench.yaml"
         urls = [f"http://127.0.0.1:{port}{_PATH}" for port in ports[1:]]
-        file.write_text(yaml.safe_dump(_serve_config(ports[0], urls, secret)))
-        root = stack.enter_context(_economizer(file))
+        file.write_text(yaml.safe_dump(_serve_config(ports[0], urls, secret, folder)))
+        root = stack.enter_context(economizer(file))
         yield Stand(
             ours=Target(name="ours", port=ports[0], path=_PATH, key="sk-bench", ingress=_replica(APPLICATION, GATEWAY)),
+            unbooked=Target(
+                name="unbooked",
+                port=ports[0],
+                path=_UNBOOKED_PREFIX + _PATH,
+                key="sk-bench",
+                ingress=_replica(_UNBOOKED, GATEWAY),
+            ),
             bare=Target(
                 name="bare",
                 port=ports[0],
@@ -144,7 +155,7 @@ def _wait_for_engine(port: int) -> None:
 
 
 @contextmanager
-def _economizer(file: Path) -> Iterator[int]:
+def economizer(file: Path) -> Iterator[int]:
     """``economizer up``, ready; yields the id of the process that everything hangs below."""
     command = [sys.executable, "-m", "economizer.cli", "up", str(file)]
     with subprocess.Popen(
@@ -171,15 +182,18 @@ def _economizer(file: Path) -> Iterator[int]:
             process.wait()
 
 
-def _serve_config(port: int, engine_urls: Sequence[str], secret: str) -> dict[str, Any]:
-    ours = {
-        "name": APPLICATION,
-        "route_prefix": "/",
+def _serve_config(port: int, engine_urls: Sequence[str], secret: str, folder: Path) -> dict[str, Any]:
+    args = {
+        "prices": {"gpu": {"usd_per_hour": 2.0, "carbon_g_per_kwh": 400.0, "source": "benchmark"}},
+        "families": {name: _family() for name in FAMILIES},
+    }
+    books = {"url": f"sqlite:///{folder / 'ledger.db'}", "spool": str(folder / "spool")}
+    ours = {"name": APPLICATION, "route_prefix": "/", "import_path": IMPORT_PATH, "args": {**args, "ledger": books}}
+    unbooked = {
+        "name": _UNBOOKED,
+        "route_prefix": _UNBOOKED_PREFIX,
         "import_path": IMPORT_PATH,
-        "args": {
-            "prices": {"gpu": {"usd_per_hour": 2.0, "carbon_g_per_kwh": 400.0, "source": "benchmark"}},
-            "families": {name: _family() for name in FAMILIES},
-        },
+        "args": {**args, "ledger": None},
     }
     bare = {
         "name": bare_passthrough.APPLICATION,
@@ -188,7 +202,7 @@ def _serve_config(port: int, engine_urls: Sequence[str], secret: str) -> dict[st
         "runtime_env": {"env_vars": {"PYTHONPATH": str(_HERE)}},
         "args": {"urls": list(engine_urls), "secret": secret},
     }
-    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [ours, bare]}
+    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [ours, unbooked, bare]}
 
 
 def _family() -> dict[str, Any]:

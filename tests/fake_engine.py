@@ -12,6 +12,9 @@ Run as ``python tests/fake_engine.py --host H --port P --name NAME``; below ``/v
     hang                     never answer
     echo                     the answer's text is JSON: the received body (base64) and headers
     once                     a file: whoever can create it does all of the above, the others answer plainly
+
+Its process hardly needs any CPU time; ``--burn-s-per-token`` makes it compute for so long for each token of a prompt
+that it has not seen before, and for each token of an answer.
 """
 
 from __future__ import annotations
@@ -39,12 +42,34 @@ class Engine:
     ttft_s: float
     tpot_s: float
     tokens: int
+    burn_s_per_token: float = 0.0
     running: int = 0
+    prompted: int = 0
+    cached: int = 0
     generated: int = 0
+    steps: int = 0
     aborted: int = 0
     requests: int = 0
     prompts_seen: set[str] = field(default_factory=set)
     health: int = 200
+
+    def prefill(self, tokens: int, cached: int) -> None:
+        """Read a prompt, in one step."""
+        self._burn(tokens - cached)
+        self.prompted += tokens
+        self.cached += cached
+        self.steps += 1
+
+    def decode(self, tokens: int) -> None:
+        """Generate tokens, one a step."""
+        self._burn(tokens)
+        self.generated += tokens
+        self.steps += tokens
+
+    def _burn(self, tokens: int) -> None:
+        until_s = time.process_time() + tokens * self.burn_s_per_token
+        while time.process_time() < until_s:
+            pass
 
 
 class Script:
@@ -247,6 +272,12 @@ class Server:
             f"vllm:num_requests_waiting{labels} 0.0",
             "# TYPE vllm:kv_cache_usage_perc gauge",
             f"vllm:kv_cache_usage_perc{labels} {min(1.0, engine.running / 16)}",
+            "# TYPE vllm:prompt_tokens counter",
+            f"vllm:prompt_tokens_total{labels} {float(engine.prompted)}",
+            "# TYPE vllm:prefix_cache_hits counter",
+            f"vllm:prefix_cache_hits_total{labels} {float(engine.cached)}",
+            "# TYPE vllm:iteration_tokens_total histogram",
+            f"vllm:iteration_tokens_total_count{labels} {float(engine.steps)}",
             "# TYPE vllm:generation_tokens counter",
             f"vllm:generation_tokens_total{labels} {float(engine.generated)}",
             "# TYPE fake:requests counter",
@@ -321,14 +352,15 @@ class Server:
             request.transport.write(script.raw.encode())
             request.transport.close()
             raise ConnectionResetError("as told")
+        self.engine.prefill(answer.prompt_tokens, answer.cached_tokens)
         if body.get("stream") and not script.garbage:
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return await self.stream(request, script, events(answer, include_usage))
+            return await self.stream(request, script, events(answer, include_usage), len(answer.words))
         await asyncio.sleep(script.ttft_s)
         if script.garbage:
             return web.Response(body=b"\xff\xfe{not json", content_type="application/json")
         await asyncio.sleep(script.tpot_s * max(0, len(answer.words) - 1))
-        self.engine.generated += len(answer.words)
+        self.engine.decode(len(answer.words))
         if script.cut is not None:
             return await self.half(request, json.dumps(whole(answer)).encode())
         return web.json_response(whole(answer))
@@ -342,7 +374,9 @@ class Server:
         request.transport.abort()
         return response
 
-    async def stream(self, request: web.Request, script: Script, events: list[dict[str, Any]]) -> web.StreamResponse:
+    async def stream(
+        self, request: web.Request, script: Script, events: list[dict[str, Any]], tokens: int
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
         await response.prepare(request)  # as vLLM does, the head goes out before the first token is there
         await asyncio.sleep(script.ttft_s)
@@ -350,7 +384,8 @@ class Server:
         async for frame in self.frames(request, script, events):
             await response.write(frame)
             sent += 1
-            self.engine.generated += 1
+            if sent <= tokens:  # the other events say who speaks, why it ends, and what was used
+                self.engine.decode(1)
             if sent == script.die_after():
                 await asyncio.sleep(0.05)  # what was written must leave before the process does
                 os._exit(9)
@@ -383,6 +418,7 @@ def main() -> None:
     parser.add_argument("--ttft-s", type=float, default=0.0)
     parser.add_argument("--tpot-s", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--burn-s-per-token", type=float, default=0.0)
     parser.add_argument("--crash-at-start", action="store_true")
     parser.add_argument("--child", action="store_true", help="start a child of another session that ignores SIGTERM")
     args = parser.parse_args()
@@ -399,6 +435,7 @@ def main() -> None:
         ttft_s=args.ttft_s,
         tpot_s=args.tpot_s,
         tokens=args.tokens,
+        burn_s_per_token=args.burn_s_per_token,
     )
     web.run_app(
         Server(engine).app(),

@@ -46,6 +46,12 @@ class Reply:
         return self.headers["x-economizer-request-id"]
 
     @property
+    def short(self) -> dict[str, Any]:
+        """The short receipt, in the answer's usage."""
+        short: dict[str, Any] = self.json["usage"]["economizer"]
+        return short
+
+    @property
     def text(self) -> str:
         """The answer's text in a chat."""
         text: str = self.json["choices"][0]["message"]["content"]
@@ -104,6 +110,10 @@ class Caller:
 
     async def post(self, path: str, body: Mapping[str, Any] | bytes, headers: Mapping[str, str] | None = None) -> Reply:
         async with self.posted(path, body, headers) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
+    async def delete(self, path: str) -> Reply:
+        async with self.session.delete(path, headers=self._authorization) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
 
     def posted(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Any:

@@ -217,4 +217,6 @@ def test_a_command_line_that_is_wrong_exits_with_2(words: list[str], capsys: pyt
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert {"up", "check-config", "variants", "status"} <= set(capsys.readouterr().out.split())
+    assert {"up", "check-config", "variants", "status", "bill", "savings", "keys"} <= set(
+        capsys.readouterr().out.split()
+    )

@@ -93,12 +93,10 @@ def new_key(
     return text, record
 
 
-def rotate(
-    old: KeyRecord, *, now_s: float, grace_s: float, expires_s: float | None = None
-) -> tuple[str, KeyRecord, KeyRecord]:
+def rotate(old: KeyRecord, *, now_s: float, grace_s: float) -> tuple[str, KeyRecord, KeyRecord]:
     """A new key in the place of an old one: its text, its record, and the old key's record with its end.
 
-    The old key works for ``grace_s`` more, or until its own end where that comes first.
+    The new key ends when the old one was to. The old one works for ``grace_s`` more, or until then.
 
     Raises:
         InvalidRequest: where the old key no longer works, or was rotated already.
@@ -108,7 +106,7 @@ def rotate(
         raise InvalidRequest(f"the key {old.id} was revoked or has expired: make a new one")
     if old.replaced_by is not None:
         raise InvalidRequest(f"the key {old.id} was rotated already, to {old.replaced_by}: rotate that one")
-    text, new = new_key(old.tenant, old.role, now_s=now_s, expires_s=expires_s, note=old.note)
+    text, new = new_key(old.tenant, old.role, now_s=now_s, expires_s=old.expires_s, note=old.note)
     ends_s = now_s + grace_s if old.expires_s is None else min(old.expires_s, now_s + grace_s)
     return text, new, replace(old, expires_s=ends_s, replaced_by=new.id)
 

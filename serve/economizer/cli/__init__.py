@@ -1,4 +1,4 @@
-"""The command line: ``economizer up | check-config | variants | status | bill | keys``."""
+"""The command line: ``economizer up | check-config | variants | status | bill | savings | keys``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from economizer.cli.bill import add_bill
 from economizer.cli.keys import add_keys
+from economizer.cli.savings import add_savings
 from economizer.cli.serving import add_serving
 from economizer.errors import EconomizerError
 
@@ -29,5 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     add_serving(commands)
     add_bill(commands)
+    add_savings(commands)
     add_keys(commands)
     return parser

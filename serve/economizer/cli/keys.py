@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from economizer.admission.keys import KeyRecord, new_key, rotate
 from economizer.cli.ledger import add_ledger_option, opened
@@ -19,8 +19,10 @@ from economizer.cli.tables import table
 from economizer.config import home
 from economizer.errors import EconomizerError
 from economizer.ledger.openai_shapes import key_object
-from economizer.ledger.store import Store
 from economizer.ledger.when import length_s
+
+if TYPE_CHECKING:
+    from economizer.ledger.store import Store
 
 _TEXT = "API keys: make, list, rotate and revoke them"
 
@@ -97,9 +99,7 @@ def _rotate(options: argparse.Namespace) -> int:
     now_s, grace_s = time(), length_s("grace", options.grace)
     with opened(options.ledger, options.config) as store:
         old = _key(store, options.id)
-        # The new one lasts as long as the old one was to.
-        expires_s = None if old.expires_s is None else now_s + (old.expires_s - old.created_s)
-        text, new, ending = rotate(old, now_s=now_s, grace_s=grace_s, expires_s=expires_s)
+        text, new, ending = rotate(old, now_s=now_s, grace_s=grace_s)
         store.add_key(new, replaced=ending)
     print(f"Key {old.id} ends {_time(ending.expires_s)}.", file=sys.stderr)
     _show(text, new)

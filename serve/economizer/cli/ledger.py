@@ -1,4 +1,4 @@
-"""The ledger that a command reads: which one, and that it is there."""
+"""The ledger that a command reads: which one, which time of it, and that it is there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from economizer.config import LedgerSettings, home, load
 from economizer.errors import EconomizerError
-from economizer.ledger.store import Store
+from economizer.ledger.when import RULE
+
+if TYPE_CHECKING:
+    from economizer.ledger.store import Store
 
 _SQLITE_FILE = re.compile(r"sqlite(?:\+pysqlite)?:///([^?]+)")
+WHEN = f"WHEN {RULE}. The books go by the hour (UTC): --since goes down and --until goes up to a whole one."
+
+
+def add_span_options(parser: argparse.ArgumentParser, *, since: str) -> None:
+    """``FILE``, ``--since``, ``--until``, ``--family`` and ``--ledger``."""
+    default = home() / "deploy" / "config.yaml"
+    parser.add_argument("file", type=Path, nargs="?", default=default, help=f"a Serve config (default {default})")
+    parser.add_argument("--since", metavar="WHEN", default=since, help="from this hour on (default %(default)s)")
+    parser.add_argument("--until", metavar="WHEN", help="up to the end of this hour (default now)")
+    parser.add_argument("--family", help="this family only")
+    add_ledger_option(parser)
 
 
 def add_ledger_option(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +42,9 @@ def opened(ledger: str | None, file: Path, *, make: bool = False) -> Iterator[St
     Raises:
         EconomizerError: where there is none, unless ``make`` says to make it.
     """
+    # Not at the top: SQLAlchemy and Alembic take 0.3 s to import, which commands without a ledger need not wait for.
+    from economizer.ledger.store import Store
+
     url = _url(ledger, file)
     path = _SQLITE_FILE.match(url)
     if path and not make and not Path(path[1]).is_file():

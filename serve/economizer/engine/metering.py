@@ -36,6 +36,7 @@ class Metering:
         self._before = EngineLoad()
         self._state = _state(engine)
         self._task: asyncio.Task[None] | None = None
+        logger.info("%s is metered by %s", replica, meter.describe())
         meter.begin(_KEY)
 
     def start(self, period_s: float) -> None:
@@ -47,7 +48,7 @@ class Metering:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        self._read(last=True)
+        await self._read(last=True)
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._hand_over()
@@ -61,12 +62,13 @@ class Metering:
         while True:
             due_s = max(due_s + period_s, loop.time())
             await asyncio.sleep(due_s - loop.time())
-            self._read(last=False)
+            await self._read(last=False)
             await self._hand_over()
 
-    def _read(self, *, last: bool) -> None:
+    async def _read(self, *, last: bool) -> None:
         """One window more. It counts as what its engine was at when it began."""
-        measurement = self._meter.end(_KEY) if last else self._meter.lap(_KEY)
+        # In a thread: /proc takes milliseconds on a busy machine, a counter of a failing GPU longer.
+        measurement = await asyncio.to_thread(self._meter.end if last else self._meter.lap, _KEY)
         state, self._state = self._state, _state(self._engine)
         before, latest = self._before, self._engine.last_load
         if latest.decode_tokens is not None:  # else it did not answer, and the growth shows in a later window

@@ -100,7 +100,7 @@ def _metering(variant_id: str, engine: EngineProcess, spec: MeterSpec, ledger: D
         return kept
 
     gpus = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if spec.gpus > 0 else ()
-    share = spec.gpus if 0 < spec.gpus < 1 else 1.0
+    share = min(1.0, spec.gpus / len(gpus)) if gpus else 1.0
     meter = meter_for(spec.settings, gpus=gpus, cores=spec.cores, idle_w=spec.idle_w, gpu_share=share)
     replica = serve.get_replica_context().replica_id.unique_id
     metering = Metering(meter, engine, replica=replica, variant=variant_id, send=send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from economizer.gateway.booked import booked_receipt
 from economizer.gateway.exchange import Exchange
 from economizer.gateway.metrics import CONTENT_TYPE
 from economizer.gateway.openai import ENDPOINTS, openapi_paths
+from economizer.gateway.organization import invalid_request, router
 from economizer.gateway.state import Gateway
 from economizer.variants.catalog import ModelName
 
@@ -46,7 +48,9 @@ def own_routes(gateway: Gateway) -> FastAPI:
 
     @app.exception_handler(EconomizerError)
     async def openai_error(request: Request, error: EconomizerError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status)
+        retry_s = error.retry_after_s
+        headers = {} if retry_s is None else {"retry-after": str(max(1, round(retry_s)))}
+        return JSONResponse(error.body(), error.status, headers)
 
     @app.exception_handler(404)
     @app.exception_handler(405)
@@ -55,6 +59,10 @@ def own_routes(gateway: Gateway) -> FastAPI:
         message = f"{request.method} {request.url.path} is not served here: see /docs."
         body = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
         return JSONResponse({"error": body}, status)
+
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    if gateway.ledger is not None:
+        app.include_router(router(gateway.ledger, lambda request: _admin(gateway, request)))
 
     @app.get("/v1/models", summary="Families, the variants that pin them, and LoRA adapters")
     async def models() -> dict[str, Any]:
@@ -95,6 +103,10 @@ def own_routes(gateway: Gateway) -> FastAPI:
 
     _document_relayed(app)
     return app
+
+
+def _admin(gateway: Gateway, request: Request) -> None:
+    gateway.gatekeeper.check_admin(request.headers, gateway.wall_s())
 
 
 def _model(gateway: Gateway, name: str, means: ModelName) -> dict[str, Any]:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from economizer.admission.keys import KeyRecord
+from economizer.admission.keys import KeyRecord, Role
 from economizer.admission.limits import Ask, Verdict
 from economizer.config import LedgerSettings
 from economizer.energy.types import Window
 from economizer.engine.replica_ray import log_with_serve
+from economizer.errors import EconomizerError, LedgerGone
 from economizer.ledger.bookkeeper import Bookkeeper, Reply, Seen
+from economizer.ledger.price_map import Basis, PriceMap
+from economizer.ledger.store import LedgerUnusable
 from economizer.ledger.types import AccountRow, MeterRow, Report, RequestRow
 from economizer.variants.types import Variant
 
 _MIB = 2**20
+_ANSWER_S = 30.0
+_RETRY_S = 2.0
+
+logger = logging.getLogger("economizer.gateway")
 
 
 class LedgerReplica:
@@ -63,13 +73,13 @@ class LedgerReplica:
     async def meters(self, since_s: float, until_s: float) -> list[MeterRow]:
         return await asyncio.to_thread(self._bookkeeper.store.meters, since_s, until_s)
 
-    async def coefficients(self) -> dict[str, tuple[float, ...]]:
-        return self._bookkeeper.learnt()
+    async def price_map(self, basis: Basis) -> PriceMap:
+        return await self._bookkeeper.price_map(basis)
 
     async def keys(self, include_revoked: bool) -> list[KeyRecord]:
         return await asyncio.to_thread(self._bookkeeper.store.keys, include_revoked)
 
-    async def create_key(self, tenant: str, role: Any, expires_s: float | None, note: str) -> tuple[str, KeyRecord]:
+    async def create_key(self, tenant: str, role: Role, expires_s: float | None, note: str) -> tuple[str, KeyRecord]:
         return await self._bookkeeper.create_key(tenant, role, expires_s, note)
 
     async def revoke_key(self, key_id: str) -> bool:
@@ -87,7 +97,7 @@ class LedgerReplica:
 
 
 class ServeLedger:
-    """The bookkeeper, called through its handle."""
+    """The bookkeeper, called through its handle. What only reads raises LedgerGone where it does not answer."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
@@ -100,10 +110,55 @@ class ServeLedger:
         verdict: Verdict = await self._handle.admit.remote(ask)
         return verdict
 
-    async def request(self, request_id: str) -> RequestRow | None:
-        row: RequestRow | None = await self._handle.request.remote(request_id)
-        return row
-
     async def believe(self, variants: tuple[Variant, ...]) -> None:
         """From now on these are the prices and the cards."""
         await self._handle.believe.remote(variants)
+
+    async def request(self, request_id: str) -> RequestRow | None:
+        row: RequestRow | None = await self._asked("request", request_id)
+        return row
+
+    async def accounts(self, since_s: float, until_s: float) -> Sequence[AccountRow]:
+        rows: Sequence[AccountRow] = await self._asked("accounts", since_s, until_s)
+        return rows
+
+    async def meters(self, since_s: float, until_s: float) -> Sequence[MeterRow]:
+        rows: Sequence[MeterRow] = await self._asked("meters", since_s, until_s)
+        return rows
+
+    async def price_map(self, basis: Basis) -> PriceMap:
+        prices: PriceMap = await self._asked("price_map", basis)
+        return prices
+
+    async def keys(self, include_revoked: bool) -> Sequence[KeyRecord]:
+        keys: Sequence[KeyRecord] = await self._asked("keys", include_revoked)
+        return keys
+
+    async def create_key(self, tenant: str, role: Role, expires_s: float | None, note: str) -> tuple[str, KeyRecord]:
+        made: tuple[str, KeyRecord] = await self._asked("create_key", tenant, role, expires_s, note)
+        return made
+
+    async def revoke_key(self, key_id: str) -> bool:
+        revoked: bool = await self._asked("revoke_key", key_id)
+        return revoked
+
+    async def rotate_key(self, key_id: str, grace_s: float) -> tuple[str, KeyRecord]:
+        made: tuple[str, KeyRecord] = await self._asked("rotate_key", key_id, grace_s)
+        return made
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await getattr(self._handle, method).remote(*arguments)
+        except RayTaskError as error:  # what the bookkeeper itself raised
+            cause = error.cause
+            if isinstance(cause, LedgerUnusable) or not isinstance(cause, EconomizerError | ValueError):
+                raise _gone(method, error) from None
+            raise cause from None
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise _gone(method, error) from None
+
+
+def _gone(method: str, error: Exception) -> LedgerGone:
+    logger.warning("the bookkeeper did not answer %s: %s", method, error)
+    return LedgerGone("The ledger does not answer now.", retry_after_s=_RETRY_S)

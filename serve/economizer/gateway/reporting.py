@@ -12,6 +12,7 @@ from typing import Protocol
 
 from economizer.admission.keys import KeyRecord
 from economizer.admission.limits import Ask, Verdict
+from economizer.gateway.organization import Books
 from economizer.gateway.receipts import Receipt
 from economizer.gateway.work import AttemptWork
 from economizer.ledger.bookkeeper import Reply, Seen
@@ -26,14 +27,15 @@ _OPEN_MAX = 20_000  # receipts that wait for their last charge
 logger = logging.getLogger("economizer.gateway")
 
 
-class Ledger(Protocol):
-    """The bookkeeper as a gateway calls it; any of it may raise whatever Ray raises."""
+class Ledger(Books, Protocol):
+    """The bookkeeper as a gateway calls it; ``report`` and ``admit`` may raise whatever Ray raises."""
 
     async def report(self, report: Report, seen: Seen) -> Reply: ...
 
     async def admit(self, ask: Ask) -> Verdict: ...
 
-    async def request(self, request_id: str) -> RequestRow | None: ...
+    async def request(self, request_id: str) -> RequestRow | None:
+        """The request as it is booked; raises LedgerGone where that cannot be asked."""
 
 
 class Reporter:

@@ -19,12 +19,13 @@ from time import monotonic, time
 from economizer.admission.keys import KeyRecord, Role, new_key, rotate
 from economizer.admission.limits import Ask, Limits, Use, Verdict
 from economizer.admission.tenants import window_began_s
-from economizer.energy.attribution import Coefficients, StepModel, prior_from
+from economizer.energy.step_model import Coefficients, StepModel, prior_from
 from economizer.energy.types import Window
 from economizer.errors import InvalidRequest
 from economizer.ledger.books import Books, Drawn
+from economizer.ledger.counterfactual import counterfactual
+from economizer.ledger.price_map import Basis, PriceMap, price_map, token_weights
 from economizer.ledger.prices import PriceList
-from economizer.ledger.savings import counterfactual
 from economizer.ledger.spool import Spool, SpoolFull
 from economizer.ledger.store import LedgerUnusable, Store
 from economizer.ledger.types import UNKNOWN, Amounts, Batch, Booking, Charge, Posting, Report
@@ -35,6 +36,7 @@ _PRUNE_S = 3600.0
 _KEYS_S = 0.5
 _RETRY_S = 2.0
 _LOOK_S = 0.05
+_TYPICAL_BATCH = 4.0  # by which a step's energy is laid on the tokens of it
 _DAY_S = 86_400.0
 _FINISH_S = 4.0  # after a request ended its use is booked, and its reservation is released
 _PENDING_MAX = 200  # batches kept in memory where neither the database nor the spool takes them
@@ -79,6 +81,8 @@ class Bookkeeper:
         self._epoch = secrets.token_hex(6)
         self._url = url
         self._spool = Spool(spool, bytes_max=spool_bytes_max)
+        if self._spool.torn:
+            logger.warning("%d batches were being spooled when the last bookkeeper died", self._spool.torn)
         self._keep_s = keep_days * _DAY_S
         self._store: Store | None = None
         self._books = Books(PriceList.of(()))
@@ -95,6 +99,7 @@ class Bookkeeper:
         self._finishing: deque[tuple[float, str, int | None]] = deque()
         self._well = True
         self._writing = asyncio.Lock()
+        self._pruning: asyncio.Task[None] | None = None
         self.believe(variants)
 
     def believe(self, variants: Sequence[Variant]) -> None:
@@ -114,9 +119,9 @@ class Bookkeeper:
                 await self._open()
             await self._read_keys()
             await self._refresh_prices()
-            if time() - pruned_s > _PRUNE_S and self._store is not None:
-                pruned_s = time()
-                await self._prune(self._store)
+            if monotonic() - pruned_s > _PRUNE_S and self._store is not None and not self._spool.pending():
+                pruned_s = monotonic()
+                self._pruning = asyncio.create_task(self._prune(self._store))
 
     async def close(self) -> None:
         """Write what there is."""
@@ -167,10 +172,17 @@ class Bookkeeper:
             raise LedgerUnusable("The ledger's database cannot be reached now.")
         return self._store
 
-    def learnt(self) -> dict[str, tuple[float, ...]]:
-        """The coefficients of each variant's step model, by the variant's id, as far as they were learnt."""
-        models = {name: self._books.learnt(name) for name in self._variants}
-        return {name: model.coefficients.values() for name, model in models.items() if model and model.coefficients}
+    async def price_map(self, basis: Basis) -> PriceMap:
+        """Prices per token by what was booked in the last 24 hours, in the ratio of the energies learnt here."""
+        now_s = time()
+        weights = {}
+        for name, variant in self._variants.items():
+            model = self._books.learnt(name)
+            known = model.coefficients if model is not None else _prior(variant)
+            if known is not None:
+                weights[name] = token_weights(known.values(), _TYPICAL_BATCH)
+        accounts = await asyncio.to_thread(self.store.accounts, now_s - _DAY_S, now_s)
+        return await asyncio.to_thread(price_map, accounts, self._variants.values(), weights, basis)
 
     async def create_key(self, tenant: str, role: Role, expires_s: float | None, note: str) -> tuple[str, KeyRecord]:
         """A new key's text, which is kept nowhere, and its record. Every gateway knows it on return."""
@@ -240,11 +252,11 @@ class Bookkeeper:
 
     def _write_all(self) -> None:
         """In order: what the spool holds, then what is new; what the database does not take goes to the spool."""
-        try:
-            if self._store is not None:
-                self._spool.replay(self._store.write)
-        except LedgerUnusable as error:
-            logger.warning("the ledger cannot be written now: %s", error.message)
+        if self._store is not None and self._spool.pending():
+            try:
+                self._replay(self._store)
+            except LedgerUnusable as error:
+                logger.warning("the ledger cannot be written now: %s", error.message)
         while self._unwritten:
             batch, drawn = self._unwritten[0]
             if not batch.empty and not self._put(batch):
@@ -252,6 +264,13 @@ class Bookkeeper:
             self._unwritten.pop(0)
             self._acknowledged_reports.update(drawn.reports)
             self._acknowledged_windows.update(drawn.windows)
+
+    def _replay(self, store: Store) -> None:
+        replayed = self._spool.replay(store.write)
+        if replayed.written:
+            logger.info("%d spooled batches are written", replayed.written)
+        for path in replayed.aside:
+            logger.error("the ledger refuses a spooled batch, which is put aside: %s", path)
 
     def _put(self, batch: Batch) -> bool:
         """The batch is on disk, in the database or in the spool."""
@@ -282,10 +301,12 @@ class Bookkeeper:
 
     async def _recall(self, store: Store) -> None:
         """What an earlier bookkeeper knew and this one needs. What is spooled is written first, to be counted too."""
-        await asyncio.to_thread(self._spool.replay, store.write)
+        await asyncio.to_thread(self._replay, store)
+        now_s = time()
+        for latest in await asyncio.to_thread(store.unfinished):
+            self._books.recall(latest, now_s)
         for key, state in (await asyncio.to_thread(store.coefficients)).items():
             self._books.models.setdefault(key, StepModel.from_state(state))
-        now_s = time()
         day_s, month_s = window_began_s("day", now_s), window_began_s("month", now_s)
         today = await asyncio.to_thread(store.spent, day_s)
         for tenant, amounts in (await asyncio.to_thread(store.spent, month_s)).items():
@@ -346,8 +367,9 @@ def _prior(variant: Variant) -> Coefficients | None:
     if energy is not None:
         return prior_from(energy.prefill_j_per_token, energy.decode_j_per_token)
     if power is not None and speed is not None:
-        decode = {batch: power.active_w / rate for batch, rate in speed.decode_tokens_per_s.items()}
-        return prior_from(power.active_w / speed.prefill_tokens_per_s, decode)
+        added_w = power.active_w - power.idle_w
+        decode = {batch: added_w / rate for batch, rate in speed.decode_tokens_per_s.items()}
+        return prior_from(added_w / speed.prefill_tokens_per_s, decode)
     return None
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from economizer.energy.attribution import Coefficients, Episode, StepModel
+from economizer.energy.step_model import Coefficients, Episode, StepModel
 from economizer.energy.types import NO_WORK, Measurement, Window
 from economizer.ledger.prices import Carry, PriceList
 from economizer.ledger.splitting import AttemptKey, Part, WindowSplit, split_amounts, split_window, works_of

@@ -12,11 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from economizer.energy.step_model import Coefficients
 from economizer.ledger.bill import MICRO, NOTHING, Spent
 from economizer.ledger.types import AccountRow
 from economizer.variants.types import Variant
 
 Basis = Literal["usage", "allocation"]
+
+# The prompt that weights are for: half of all prompts in a chat service are shorter than 1,020 tokens (Patel and
+# others, "Splitwise", 2024).
+_PROMPT_TOKENS = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +71,19 @@ def price_map(
     for family, priced in families.items():
         entries[family] = _entry(priced)
     return PriceMap(entries=dict(sorted(entries.items())), left_out=left_out)
+
+
+def token_weights(coefficients: tuple[float, ...], batch: float) -> tuple[float, float]:
+    """The energy of a prefilled and of a decoded token in microjoules, by a step model's six coefficients.
+
+    One price is for prompts of any length, so both are of one of 1,000 tokens: a prefilled token attends to half of
+    them on average, a decoded one to all, and is one of ``batch`` in its step. What a step costs a prefilled token is
+    left out, because a chunk of a prompt shares it among thousands; seconds are the engine's own.
+    """
+    known = Coefficients.of(coefficients)
+    prefill = known.prefill_uj + known.prefill_context_uj * _PROMPT_TOKENS / 2
+    decode = known.decode_uj + known.decode_context_uj * _PROMPT_TOKENS + known.step_uj / max(1.0, batch)
+    return prefill, decode
 
 
 def _priced(variant: Variant, spent: Spent, weights: tuple[float, float] | None, basis: Basis) -> _Priced | str:

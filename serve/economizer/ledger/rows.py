@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from economizer.admission.keys import KeyRecord
-from economizer.energy.types import UJ_PER_J
+from economizer.energy.types import UJ_PER_J, Measurement, Window
 from economizer.ledger.schema import AMOUNTS, HOUR_S
 from economizer.ledger.types import Account, AccountRow, Amounts, Booking, Counterfactual, MeterRow, RequestRow, Settled
 
@@ -85,12 +85,24 @@ def window_row(settled: Settled) -> dict[str, Any]:
     window, measurement = settled.window, settled.window.measurement
     return {
         **{name: getattr(window, name) for name in ("engine", "number", "variant", "began_s", "ended_s", "state")},
-        **{name: getattr(window, name) for name in ("steps", "prefill_tokens", "decode_tokens")},
+        **{name: getattr(window, name) for name in ("last", "steps", "prefill_tokens", "decode_tokens")},
         **{name: getattr(measurement, name) for name in ("seconds", "idle_uj", "method", "uncertainty")},
         "measured_uj": measurement.energy_uj,
         "note": storable(measurement.note),
         **amounts_row(settled.total),
     }
+
+
+def window_of(row: RowMapping) -> Window:
+    """A window as its meter told it."""
+    return Window(
+        **{name: row[name] for name in ("engine", "number", "variant", "began_s", "ended_s", "state", "last")},
+        **{name: row[name] for name in ("steps", "prefill_tokens", "decode_tokens")},
+        measurement=Measurement(
+            energy_uj=row["measured_uj"],
+            **{name: row[name] for name in ("seconds", "idle_uj", "method", "uncertainty", "note")},
+        ),
+    )
 
 
 def account_of(row: RowMapping) -> AccountRow:

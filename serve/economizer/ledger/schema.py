@@ -40,6 +40,7 @@ WINDOWS = Table(
     Column("method", String, nullable=False),
     Column("uncertainty", Double),
     Column("note", String, nullable=False),
+    Column("last", Boolean, nullable=False),
     Column("steps", BigInteger),
     Column("prefill_tokens", BigInteger),
     Column("decode_tokens", BigInteger),

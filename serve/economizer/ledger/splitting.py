@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from economizer.energy.attribution import Attribution, StepModel, attribute, split
+from economizer.energy.attribution import Attribution, attribute, split
+from economizer.energy.step_model import StepModel
 from economizer.energy.types import NO_WORK, Window, Work
 from economizer.ledger.types import Amounts
 

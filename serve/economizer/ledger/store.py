@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, delete, func, insert, select, tuple_, update
 
 from economizer.admission.keys import KeyRecord
+from economizer.energy.types import Window
 from economizer.ledger.database import Database, LedgerRefused, LedgerUnreachable, LedgerUnusable
-from economizer.ledger.rows import account_of, amounts_of, hour_of, key_of, meter_of, request_of
+from economizer.ledger.rows import account_of, amounts_of, hour_of, key_of, meter_of, request_of, window_of
 from economizer.ledger.schema import (
     ACCOUNTS,
     AMOUNTS,
@@ -93,11 +93,11 @@ class Store:
 
     def accounts(self, since_s: float, until_s: float) -> list[AccountRow]:
         """All accounts of the hours that lie in the span, whole or in part."""
-        return [account_of(row) for row in self._rows_of_hours(ACCOUNTS, since_s, until_s)]
+        return self.statement(since_s, until_s)[0]
 
     def meters(self, since_s: float, until_s: float) -> list[MeterRow]:
         """All engines' hours that lie in the span, whole or in part."""
-        return [meter_of(row) for row in self._rows_of_hours(METERS, since_s, until_s)]
+        return self.statement(since_s, until_s)[1]
 
     def close_check(self, since_s: float, until_s: float) -> Closing:
         """Whether the accounts of these hours add up to what the meters measured and the price list charged."""
@@ -151,6 +151,22 @@ class Store:
             if len(rows) < _PAGE:
                 return
             page = statement.where(key > (rows[-1]["ended_s"], rows[-1]["request_id"]))
+
+    def unfinished(self) -> list[Window]:
+        """The latest window of every engine that has told of no last one: it lives, or died without."""
+        ended = select(WINDOWS.c.engine).where(WINDOWS.c.last)
+        latest = select(WINDOWS.c.engine, func.max(WINDOWS.c.number)).group_by(WINDOWS.c.engine)
+        place = tuple_(WINDOWS.c.engine, WINDOWS.c.number)
+        statement = select(WINDOWS).where(WINDOWS.c.engine.not_in(ended), place.in_(latest))
+        with self._database.reading() as connection:
+            return [window_of(row) for row in connection.execute(statement).mappings()]
+
+    def statement(self, since_s: float, until_s: float) -> tuple[list[AccountRow], list[MeterRow]]:
+        """Accounts and meters of the hours in the span, as of one moment: what is booked meanwhile is in neither."""
+        with self._database.reading() as connection:
+            accounts = _rows_of_hours(connection, ACCOUNTS, since_s, until_s)
+            meters = _rows_of_hours(connection, METERS, since_s, until_s)
+        return [account_of(row) for row in accounts], [meter_of(row) for row in meters]
 
     def coefficients(self) -> dict[str, tuple[float, ...]]:
         """What was learnt, as it was last written."""
@@ -210,10 +226,10 @@ class Store:
         with self._database.reading() as connection:
             return connection.scalar(select(META.c.number).where(META.c.name == _KEYS_VERSION)) or 0
 
-    def _rows_of_hours(self, table: Table, since_s: float, until_s: float) -> list[Any]:
-        statement = select(table).where(*_hours(table, since_s, until_s)).order_by(*table.primary_key)
-        with self._database.reading() as connection:
-            return list(connection.execute(statement).mappings())
+
+def _rows_of_hours(connection: Connection, table: Table, since_s: float, until_s: float) -> list[RowMapping]:
+    statement = select(table).where(*_hours(table, since_s, until_s)).order_by(*table.primary_key)
+    return list(connection.execute(statement).mappings())
 
 
 def _hours(table: Table, since_s: float, until_s: float) -> tuple[ColumnElement[bool], ...]:

@@ -76,7 +76,8 @@ def engine_joules(energy: EnergyCard, *, prompt_tokens: float, output_tokens: fl
 def request_costs(variant: Variant, *, prompt_tokens: float, output_tokens: float, batch: float = 1.0) -> Costs:
     """Joules, dollars and grams of one request in a batch of ``batch``; None where a card is unknown.
 
-    Energy is by the energy card, or, without one, active power times the request's engine seconds. Dollars are the
+    Energy is what the request adds to an idle engine: by the energy card, or, without one, active less idle power times
+    the request's engine seconds. Dollars are the
     hourly price times the same seconds, and, where electricity is paid on top, energy times PUE times the tariff (a
     day's mean where it changes by the hour). Grams are energy times PUE times the grid's intensity, and the engine
     seconds' share of what the hardware's making emitted.
@@ -88,7 +89,7 @@ def request_costs(variant: Variant, *, prompt_tokens: float, output_tokens: floa
     if energy is not None:
         energy_j = engine_joules(energy, prompt_tokens=prompt_tokens, output_tokens=output_tokens, batch=batch)
     elif power is not None and engine_s is not None:
-        energy_j = power.active_w * engine_s
+        energy_j = (power.active_w - power.idle_w) * engine_s
     return Costs(
         energy_j=energy_j,
         cost_usd=None if price is None else _dollars(price, engine_s, energy_j),

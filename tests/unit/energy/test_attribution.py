@@ -8,17 +8,8 @@ from random import Random
 from statistics import median, pvariance
 
 import pytest
-from economizer.energy.attribution import (
-    Attribution,
-    Coefficients,
-    Episode,
-    StepModel,
-    attribute,
-    estimated_steps,
-    per_token_shares,
-    prior_from,
-    split,
-)
+from economizer.energy.attribution import Attribution, attribute, per_token_shares, split
+from economizer.energy.step_model import Coefficients, Episode, StepModel, estimated_steps, prior_from
 from economizer.energy.types import NO_WORK, Work
 from hypothesis import given
 from hypothesis import strategies as st

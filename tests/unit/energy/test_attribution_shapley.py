@@ -10,7 +10,8 @@ from collections import defaultdict
 from random import Random
 
 import pytest
-from economizer.energy.attribution import StepModel, per_token_shares
+from economizer.energy.attribution import per_token_shares
+from economizer.energy.step_model import StepModel
 from economizer.energy.types import NO_WORK
 from test_attribution import TRUE, Request, attributed, engine, taught, traffic, windows
 

@@ -8,7 +8,8 @@ from statistics import mean, variance
 from typing import Any, Literal
 
 import pytest
-from economizer.ledger.savings import EVERY, Estimate, Finding, Saving, Savings, counterfactual
+from economizer.ledger.counterfactual import counterfactual
+from economizer.ledger.savings import EVERY, Estimate, Finding, Saving, Savings
 from economizer.ledger.types import UNKNOWN, Amounts, Booking, Counterfactual, RequestRow
 from economizer.router.holdout import HoldOut, arm
 from examples import variant

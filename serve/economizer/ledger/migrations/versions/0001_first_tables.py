@@ -38,6 +38,7 @@ def upgrade() -> None:
         *_texts("method"),
         sa.Column("uncertainty", sa.Double),
         *_texts("note"),
+        sa.Column("last", sa.Boolean, nullable=False),
         *_big("steps", "prefill_tokens", "decode_tokens"),
         *_amounts(),
         sa.PrimaryKeyConstraint("engine", "number"),
