@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-e2e bench-gateway lock clean
+.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-e2e bench-gateway bench-energy bench-ledger lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -51,6 +51,12 @@ test-e2e: setup ## tests that start Economizer as the README says and call it wi
 
 bench-gateway: setup-gateway ## what the gateway itself costs per request and per streamed chunk
 	.venv/bin/python loadtests/bench_gateway.py
+
+bench-energy: setup ## joules attributed by the books against the meter, on a real engine (about 15 minutes)
+	.venv/bin/python loadtests/bench_energy.py
+
+bench-ledger: setup-gateway ## 1,000 bookings a second into SQLite, or URL=postgresql://...
+	.venv/bin/python loadtests/bench_ledger.py $(if $(URL),--url $(URL))
 
 lock: ## resolve deploy/locks from pyproject.toml again (UPGRADE=--upgrade takes the newest releases)
 	@$(PYTHON) -m venv .venvs/lock

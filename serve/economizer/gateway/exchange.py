@@ -300,6 +300,7 @@ class Exchange:
             sent_s=sent_s,
             prompt_tokens=profile.prompt_tokens * (1 - cached),
             output_tokens_max=profile.output_tokens_max,
+            streamed=job.wire.stream,
             ttft_s=predicted.ttft_s.p50 - (predicted.wake_s or 0.0) if predicted.ttft_s is not None else None,
             tpot_s=predicted.tpot_s.p50 if predicted.tpot_s is not None else None,
         )

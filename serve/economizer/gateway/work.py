@@ -8,6 +8,7 @@ from economizer.ledger.types import Slice
 
 _TTFT_S = 0.05  # where nothing is predicted
 _TPOT_S = 0.05
+_ON_TIME = 0.8  # of a prompt, when its first token is expected and has not come
 
 
 class AttemptWork:
@@ -19,8 +20,8 @@ class AttemptWork:
 
     __slots__ = (
         "_attempt", "_cached_tokens", "_decode_told", "_engine", "_family", "_output_tokens", "_output_tokens_max",
-        "_prefill_told", "_prompt_tokens", "_request_id", "_sent_s", "_tenant", "_told_s", "_tpot_s", "_ttft_s",
-        "_variant", "ended_s", "first_s", "lost", "stream",
+        "_prefill_told", "_prompt_tokens", "_request_id", "_sent_s", "_streamed", "_tenant", "_told_s",
+        "_tpot_s", "_ttft_s", "_variant", "ended_s", "first_s", "lost", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +36,7 @@ class AttemptWork:
         sent_s: float,
         prompt_tokens: float,
         output_tokens_max: int | None,
+        streamed: bool,
         ttft_s: float | None,
         tpot_s: float | None,
     ) -> None:
@@ -49,6 +51,7 @@ class AttemptWork:
         self._cached_tokens = 0.0
         self._output_tokens: float | None = None
         self._output_tokens_max = output_tokens_max
+        self._streamed = streamed
         self._ttft_s = ttft_s or _TTFT_S
         self._tpot_s = tpot_s or _TPOT_S
         self._prefill_told = 0.0
@@ -77,6 +80,8 @@ class AttemptWork:
         until_s = now_s if self.ended_s is None else self.ended_s
         began_s, self._told_s = min(self._told_s, until_s), until_s
         last = self.ended_s is not None
+        if self._streamed and self.first_s is None and not last:
+            return [self._slice(began_s, until_s, self._prefill_awaited(until_s), epoch_s, last)]
         turn_s = self._prefill_ends_s()
         prefill = self._prefill(until_s, turn_s, last)
         decode = self._decode(until_s, turn_s)
@@ -88,17 +93,26 @@ class AttemptWork:
             self._slice(turn_s, until_s, decode, epoch_s, last),
         ]
 
+    def _prefill_awaited(self, until_s: float) -> Work:
+        """Of a prompt whose first token has not come: evenly at first, and never quite all, however late it is."""
+        lateness = (until_s - self._sent_s) / self._ttft_s
+        share = _ON_TIME * lateness if lateness <= 1 else 1.0 - (1.0 - _ON_TIME) / lateness
+        return self._prefill_until(share)
+
     def _prefill_ends_s(self) -> float:
-        if self.stream is not None and self.first_s is not None:
+        if self._streamed and self.first_s is not None:
             return self.first_s
         expected_s = self._sent_s + self._ttft_s
         return expected_s if self.ended_s is None else min(expected_s, self.ended_s)
 
     def _prefill(self, until_s: float, turn_s: float, last: bool) -> Work:
         """Prompt tokens computed by then and not told yet, spread evenly from the sending to the first token."""
-        whole = max(0.0, self._prompt_tokens - self._cached_tokens)
         span_s = turn_s - self._sent_s
-        share = 1.0 if last or span_s <= 0 else min(1.0, (until_s - self._sent_s) / span_s)
+        return self._prefill_until(1.0 if last or span_s <= 0 else min(1.0, (until_s - self._sent_s) / span_s))
+
+    def _prefill_until(self, share: float) -> Work:
+        """What is missing to this share of the prompt."""
+        whole = max(0.0, self._prompt_tokens - self._cached_tokens)
         tokens = max(0.0, whole * share - self._prefill_told)
         if not tokens:
             return NO_WORK

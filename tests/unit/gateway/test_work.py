@@ -6,7 +6,7 @@ from economizer.ledger.types import Slice
 EPOCH_S = 1000.0
 
 
-def attempt(*, output_tokens_max: int | None = None, ttft_s: float | None = 1.0) -> AttemptWork:
+def attempt(*, output_tokens_max: int | None = None, ttft_s: float | None = 1.0, streamed: bool = False) -> AttemptWork:
     """Sent at 10 s with a prompt of 100 tokens; a first token is expected after 1 s, another each 0.1 s."""
     return AttemptWork(
         request_id="r",
@@ -18,12 +18,13 @@ def attempt(*, output_tokens_max: int | None = None, ttft_s: float | None = 1.0)
         sent_s=10.0,
         prompt_tokens=100.0,
         output_tokens_max=output_tokens_max,
+        streamed=streamed,
         ttft_s=ttft_s,
         tpot_s=0.1,
     )
 
 
-def streamed(events: int) -> StreamMeter:
+def seen(events: int) -> StreamMeter:
     meter = StreamMeter(None)
     meter.feed(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' * events)
     return meter
@@ -51,11 +52,19 @@ def test_a_prompt_is_prefilled_evenly_until_its_first_token_is_expected() -> Non
     assert rounded(one.tell(10.5, EPOCH_S)) == [(10.25, 10.5, 25.0, 0.0, False)]
 
 
+def test_a_stream_that_waits_for_its_first_token_has_decoded_nothing_and_never_prefilled_all() -> None:
+    one = attempt(streamed=True)
+    assert rounded(one.tell(10.5, EPOCH_S)) == [(10.0, 10.5, 40.0, 0.0, False)]
+    assert rounded(one.tell(11.0, EPOCH_S)) == [(10.5, 11.0, 40.0, 0.0, False)]
+    assert rounded(one.tell(12.0, EPOCH_S)) == [(11.0, 12.0, 10.0, 0.0, False)]
+    assert 0 < whole(one.tell(13.0, EPOCH_S)).prefill_tokens < 10
+
+
 def test_a_stream_counts_its_tokens_from_its_first_one_on() -> None:
-    one = attempt()
+    one = attempt(streamed=True)
     one.tell(10.5, EPOCH_S)
-    one.first_s, one.stream = 10.75, streamed(6)
-    assert rounded(one.tell(11.0, EPOCH_S)) == [(10.5, 10.75, 50.0, 0.0, False), (10.75, 11.0, 0.0, 6.0, False)]
+    one.first_s, one.stream = 10.75, seen(6)
+    assert rounded(one.tell(11.0, EPOCH_S)) == [(10.5, 10.75, 60.0, 0.0, False), (10.75, 11.0, 0.0, 6.0, False)]
 
 
 def test_an_answer_that_comes_whole_goes_by_its_prediction_until_its_end_puts_it_right() -> None:
@@ -82,8 +91,8 @@ def test_no_more_is_expected_than_the_caller_allows() -> None:
 
 
 def test_a_cancelled_stream_keeps_what_it_was_told_of() -> None:
-    one = attempt()
-    one.first_s, one.stream = 10.5, streamed(4)
+    one = attempt(streamed=True)
+    one.first_s, one.stream = 10.5, seen(4)
     one.end(10.75, Usage(prompt_tokens=100, output_tokens=3, counted=True))
     found = one.tell(11.0, EPOCH_S)
     assert found[-1].last
