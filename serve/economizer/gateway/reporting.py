@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import monotonic, time
 from typing import Protocol
 
@@ -137,7 +138,8 @@ class Reporter:
         try:
             while self._to_send:
                 async with asyncio.timeout(_GONE_S):
-                    reply = await self._ledger.report(self._to_send[0], self._seen)
+                    oldest = self._unacknowledged[0].number
+                    reply = await self._ledger.report(replace(self._to_send[0], oldest=oldest), self._seen)
                 self._to_send.popleft()
                 self._take(reply)
         except Exception as error:  # noqa: BLE001 - Ray and Serve raise many things while the bookkeeper is replaced

@@ -34,6 +34,7 @@ from economizer.ledger.types import (
 from economizer.ledger.unclaimed import Unclaimed
 
 LATE_S = 3.0  # a gateway that has not told by then is not waited for
+_FORGOTTEN_S = 3600.0
 _GONE_S = 8.0  # a slice whose engine sent no window for so long will not be metered any more
 _GAPS_FROM = 10**9  # numbers of gaps: an engine that was only slow to tell goes on with its own
 _HOUR_S = 3600
@@ -83,6 +84,7 @@ class _Engine:
 class _Gateway:
     told_until_s: float
     heard_s: float
+    gone: bool = False
     number: int = -1
     reports: deque[_Told] = field(default_factory=deque)
     charges: list[Charge] = field(default_factory=list)
@@ -119,10 +121,11 @@ class Books:
     def report(self, report: Report, now_s: float) -> None:
         """Take in what a gateway tells; a report that was told before changes nothing."""
         gateway = self._gateways.setdefault(report.gateway, _Gateway(told_until_s=report.now_s, heard_s=now_s))
-        gateway.heard_s = now_s
+        gateway.heard_s, gateway.gone = now_s, False
         gateway.told_until_s = report.now_s
-        if report.number <= gateway.number:
-            return
+        oldest = report.number if report.oldest is None else report.oldest
+        if report.number <= gateway.number or report.number > max(oldest, gateway.number + 1):
+            return  # told before; or an earlier one is to come first, which the gateway tells again
         gateway.number = report.number
         told = _Told(report.number, len(report.slices))
         gateway.reports.append(told)
@@ -147,15 +150,20 @@ class Books:
             engine.number, engine.latest, engine.heard_s = latest.number, latest, now_s
 
     def gone(self, now_s: float) -> list[str]:
-        """Gateways that have not reported for long; they are forgotten."""
-        names = [name for name, gateway in self._gateways.items() if now_s - gateway.heard_s > LATE_S]
-        for name in names:
-            del self._gateways[name]
+        """Gateways that have not reported for long, each told once; they are not waited for, and later forgotten."""
+        names = []
+        for name, gateway in list(self._gateways.items()):
+            if not gateway.gone and now_s - gateway.heard_s > LATE_S:
+                gateway.gone = True
+                names.append(name)
+            if now_s - gateway.heard_s > _FORGOTTEN_S:
+                del self._gateways[name]
         return names
 
     def settle(self, now_s: float) -> None:
         """Settle every window that can be settled now."""
-        told_s = min((gateway.told_until_s for gateway in self._gateways.values()), default=float("-inf"))
+        there = [gateway.told_until_s for gateway in self._gateways.values() if not gateway.gone]
+        told_s = min(there, default=float("-inf"))
         for name in list(self._engines):
             engine = self._engines[name]
             while engine.windows:

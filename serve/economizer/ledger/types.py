@@ -102,7 +102,8 @@ class Slice:
 class Report:
     """What a gateway tells the bookkeeper some times a second. ``number`` counts up; one that is not acknowledged is
     sent again. All that happened until ``now_s`` (seconds since the epoch) is in this report or in earlier ones.
-    ``released`` are requests that were admitted and never sent."""
+    ``oldest`` is the first number that is not acknowledged (None: this one): a bookkeeper that is new wants that first,
+    since numbers are acknowledged in order. ``released`` are requests that were admitted and never sent."""
 
     gateway: str
     number: int
@@ -110,6 +111,7 @@ class Report:
     slices: tuple[Slice, ...] = ()
     bookings: tuple[Booking, ...] = ()
     released: tuple[str, ...] = ()
+    oldest: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

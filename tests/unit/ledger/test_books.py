@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,17 @@ def test_a_report_or_a_window_that_comes_twice_counts_once() -> None:
     drawn = told.draw()
     assert len(drawn.settled) == 1
     assert posted(drawn)["of-r", "active"].energy_uj == 1_000_000
+
+
+def test_a_new_bookkeeper_takes_no_report_before_the_oldest_that_is_not_on_disk() -> None:
+    told = books()
+    told.report(replace(report(5, 2.0), oldest=3), T0 + 2)
+    told.report(replace(report(3, 1.0), oldest=3), T0 + 2)
+    told.report(replace(report(5, 2.0), oldest=3), T0 + 2)
+    assert told.draw().reports == {"g": 3}
+    told.report(replace(report(4, 1.5), oldest=3), T0 + 2)
+    told.report(replace(report(5, 2.0), oldest=3), T0 + 2)
+    assert told.draw().reports == {"g": 5}
 
 
 def test_a_report_is_acknowledged_when_all_of_it_is_settled_and_not_before() -> None:
