@@ -31,6 +31,8 @@ def _savings(options: argparse.Namespace) -> int:
         print(json.dumps(savings.to_json(), indent=2))
         return 0
     print(table(savings.rows()))
+    if savings.findings:
+        print()
     for one in savings.findings:
         print(f"{one.family} in {one.unit}: {one.words}")
     return 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from economizer.energy.types import Window, Work
 
-# Counters and gateways see the same tokens at different moments, and a gateway counts a stream's events: as long as
-# the two differ by no more than this, they agree.
+_FORGOTTEN = 0.1  # per window, of what was counted and told before
+# Counters and gateways see the same tokens at different moments, and a gateway counts a stream's events: as long as the
+# two differ by no more than this, they agree. With that share of what was counted of late, forgotten as fast as a
+# difference is, counters that are a window behind agree always.
 _SLACK_TOKENS = 64.0
-_SLACK_SHARE = 0.1
-_FORGET = 0.9  # of the recent tokens, per window
-_CONTEXT_TOKENS = 200.0  # that a token attends to where no gateway ever told: those of a short chat
+_SLACK_SHARE = _FORGOTTEN
+_CONTEXT_TOKENS = 200.0  # that a token attends to, where no gateway ever told: that of a short chat
 
 
 class Unclaimed:
@@ -25,43 +26,45 @@ class Unclaimed:
     def of(self, window: Window, told: Work) -> Work:
         """The work that is nobody's in this window; none where the engine has no counters.
 
-        Its tokens attend to as many as those that gateways told of lately.
+        Each of its tokens attends to as many as those did that gateways told of lately.
         """
         prefill = self._prefill.beyond(window.prefill_tokens, told.prefill_tokens, told.prefill_context)
         decode = self._decode.beyond(window.decode_tokens, told.decode_tokens, told.decode_context)
         return Work(
             prefill_tokens=prefill,
-            prefill_context=prefill * self._prefill.context_per_token,
+            prefill_context=prefill * self._prefill.context_tokens,
             decode_tokens=decode,
-            decode_context=decode * self._decode.context_per_token,
+            decode_context=decode * self._decode.context_tokens,
         )
 
 
 class _Balance:
-    __slots__ = ("_balance", "_recent", "_told", "_told_context")
+    """Of prefilled or of decoded tokens."""
+
+    __slots__ = ("_balance", "_counted", "_told", "_told_context")
 
     def __init__(self) -> None:
         self._balance = 0.0
-        self._recent = 0.0
+        self._counted = 0.0
         self._told = 0.0
         self._told_context = 0.0
 
     @property
-    def context_per_token(self) -> float:
+    def context_tokens(self) -> float:
+        """The mean of tokens that were told of lately."""
         return self._told_context / self._told if self._told else _CONTEXT_TOKENS
 
     def beyond(self, counted: int | None, told: float, told_context: float) -> float:
+        """How many of the counted tokens are nobody's; fewer than are counted."""
+        kept = 1.0 - _FORGOTTEN
         if told:  # else the mean stays what it was
-            self._told = self._told * _FORGET + told
-            self._told_context = self._told_context * _FORGET + told_context
-        self._balance -= told
-        if counted is None:  # the engine did not answer: what it counted meanwhile shows in a later window
+            self._told = self._told * kept + told
+            self._told_context = self._told_context * kept + told_context
+        if counted is None:  # the engine did not answer: a later window has what it counted meanwhile
+            self._balance -= told
             return 0.0
-        self._recent = self._recent * _FORGET + counted
-        slack = _SLACK_TOKENS + _SLACK_SHARE * self._recent
-        balance = self._balance + counted
-        beyond = max(0.0, balance - slack)
-        self._balance = max(-slack, balance - beyond)
-        if counted == 0 and told == 0:
-            self._balance *= _FORGET  # an engine at rest settles what was only a difference of moments
+        self._counted = self._counted * kept + counted
+        self._balance = self._balance * kept + counted - told
+        beyond = max(0.0, self._balance - _SLACK_TOKENS - _SLACK_SHARE * self._counted)
+        self._balance -= beyond
         return beyond

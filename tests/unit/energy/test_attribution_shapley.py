@@ -13,7 +13,7 @@ import pytest
 from economizer.energy.attribution import per_token_shares
 from economizer.energy.step_model import StepModel
 from economizer.energy.types import NO_WORK
-from test_attribution import TRUE, Request, attributed, engine, taught, traffic, windows
+from synthetic_engine import TRUE, Request, attributed, engine, taught, traffic, windows
 
 PERMUTATIONS = 200
 TRUNCATED = 0.01  # of the whole cost: what is less to come is not computed
