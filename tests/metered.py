@@ -35,8 +35,9 @@ TENANTS: Mapping[str, Mapping[str, Any]] = {
     "lenient": {"on_unmet": "degrade"},
     "quick": {"requests_per_minute": 5},
     "wordy": {"tokens_per_minute": 200},
+    "chatty": {"tokens_per_minute": 3000},
     "poor": {"budgets": [{"per": "day", "usd": 0.002}]},
-    "thrifty": {"quality_min": 0.75, "budgets": [{"per": "month", "usd": 100, "soft": 1e-6}]},
+    "thrifty": {"quality_min": 0.75, "budgets": [{"per": "month", "usd": 100, "soft": 1e-7}]},
     "frugal": {"budgets": [{"per": "day", "joules": 0.001, "hard": False}]},
 }
 UNLIMITED = ("acme", "beta", "gamma", "ada", "bob", "carol")

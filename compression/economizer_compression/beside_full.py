@@ -6,6 +6,7 @@ the full model compares; figures of two variants, measured an hour apart, do not
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from economizer.variants.manifest import EngineMeasurement, Interval, Manifest
@@ -16,7 +17,7 @@ _ALIKE = ("hardware", "engine", "engine_args", "energy_method")
 def beside_full(manifest: Manifest, full: Manifest | None) -> Manifest:
     """The manifest with its engine's rates and joules as the full model's own times the paired ratios.
 
-    Unchanged for the full model, and where either was not measured, on the same hardware and engine.
+    Unchanged for the full model, and where either was not measured, on the same hardware and engine by the same meter.
     """
     if manifest.full or full is None or manifest.engine is None or full.engine is None:
         return manifest
@@ -25,6 +26,23 @@ def beside_full(manifest: Manifest, full: Manifest | None) -> Manifest:
     if not alike or not ours.against_full:
         return manifest
     return replace(manifest, engine=_scaled(ours, theirs))
+
+
+def energy_methods(manifests: Iterable[Manifest]) -> dict[str, list[str]]:
+    """The variants whose joules were measured, by how they were; what is under two methods does not compare."""
+    found: dict[str, list[str]] = {}
+    for manifest in manifests:
+        if manifest.engine is not None and manifest.engine.energy_method is not None:
+            found.setdefault(manifest.engine.energy_method, []).append(f"{manifest.family}@{manifest.variant}")
+    return {method: sorted(names) for method, names in sorted(found.items())}
+
+
+def methods_told(methods: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines that say which joules do not compare; none where one method measured all."""
+    if len(methods) < 2:
+        return []
+    listed = [f"  {', '.join(names)}: {method}" for method, names in methods.items()]
+    return [f"joules were measured in {len(methods)} ways, which do not compare: measure all alike", *listed]
 
 
 def _scaled(ours: EngineMeasurement, theirs: EngineMeasurement) -> EngineMeasurement:

@@ -16,6 +16,8 @@ def speed_and_energy(manifest: Manifest, full: Manifest | None) -> list[str]:
     if beside is not None and (beside.hardware, beside.engine) != (measured.hardware, measured.engine):
         beside = None  # figures of another machine or engine compare nothing
     theirs = {} if beside is None else _figures(beside)
+    if beside is not None and beside.energy_method != measured.energy_method:
+        theirs = {name: figure for name, figure in theirs.items() if not _is_energy(name)}
     rows = [
         (
             _label(name),

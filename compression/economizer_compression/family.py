@@ -16,10 +16,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
+from economizer.energy.choose import MeterSettings
 from economizer.variants.types import require
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,27 +61,27 @@ class FamilyFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Power:
-    """Watts of one busy core where no meter can be read, and where the figure is from."""
-
-    __pydantic_config__ = _FORBID
-
-    core_w: float
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineFile:
-    """How an engine is started to be measured: with the arguments that the gateway gives it."""
+    """How an engine is started to be measured: with the arguments, and metered by the meter, that the gateway gives it.
+
+    ``gpus`` is how many it takes, ``gpu_idle_w`` what they draw without work in watts; None is not known.
+    """
 
     __pydantic_config__ = _FORBID
 
     python: str
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    power: Power | None = None
+    gpus: int = 0
+    gpu_idle_w: float | None = None
+    meter: MeterSettings = field(default_factory=MeterSettings)
     batches: tuple[int, ...] = (1, 4, 16)
     rounds: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.gpus >= 0, "gpus", self.gpus, "must be 0 or more")
+        if self.gpu_idle_w is not None:
+            require(0 <= self.gpu_idle_w < inf, "gpu_idle_w", self.gpu_idle_w, "must be 0 or more and finite")
 
 
 def load_family(path: Path) -> FamilyFile:

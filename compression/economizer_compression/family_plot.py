@@ -34,7 +34,7 @@ def plot_family(manifests: Sequence[Manifest], path: Path) -> None:
     """Writes a PNG: a point with both intervals per variant, at the largest batch that all were measured at.
 
     The full model is a star; a variant that the gate did not promote is hollow. Those that lack a figure, or have it
-    from other hardware, are named below the axis.
+    from other hardware or by another meter, are named below the axis.
     """
     known = _comparable([one for one in manifests if _quality(one) is not None and _decode_j(one)])
     batches = set.intersection(*(set(_decode_j(one)) for one in known)) if known else set()
@@ -54,9 +54,13 @@ def plot_family(manifests: Sequence[Manifest], path: Path) -> None:
 
 
 def _comparable(known: Sequence[Manifest]) -> list[Manifest]:
-    """Those measured on the full model's hardware, or on the first one's where the full model is not among them."""
+    """Those measured as the full model was, or as the first one where the full model is not among them."""
     first = next(iter(sorted(known, key=lambda one: not one.full)), None)
-    return [one for one in known if first is not None and _hardware(one) == _hardware(first)]
+    return [one for one in known if first is not None and _measured(one) == _measured(first)]
+
+
+def _measured(manifest: Manifest) -> tuple[str, str | None] | None:
+    return None if manifest.engine is None else (manifest.engine.hardware, manifest.engine.energy_method)
 
 
 def _hardware(manifest: Manifest) -> str:
@@ -124,7 +128,7 @@ def _describe(axes: Axes, known: Sequence[Manifest], batch: int | None, left_out
         axes.set(xticks=[], yticks=[])
     axes.set_ylabel("quality (agreement with the full model, 95 % interval)")
     label = "no variant with a known quality and energy" if batch is None else f"joules per output token, batch {batch}"
-    note = f"\nnot shown, quality or energy on this hardware unknown: {', '.join(left_out)}" if left_out else ""
+    note = f"\nnot shown, quality or energy by this meter here unknown: {', '.join(left_out)}" if left_out else ""
     axes.set_xlabel(label + note, wrap=True)
     axes.grid(alpha=0.25)
     axes.margins(0.12)

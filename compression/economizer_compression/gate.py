@@ -37,7 +37,8 @@ def judge(manifest: Manifest, served: Sequence[Manifest], margins: Margins) -> V
     """Whether a variant is promoted beside those that are served, and every reason why not, or what speaks for it.
 
     It must lose no more than the margins allow, and must not be dominated: no served variant may be as good while
-    this one is better in none of joules, dollars and latency.
+    this one is better in none of joules, dollars and latency. Joules compare where one method measured them; the full
+    model's are 1 by any.
     """
     against = [other for other in served if other.variant != manifest.variant and quality(other) is not None]
     if manifest.full:
@@ -102,13 +103,20 @@ def _dominated_by(manifest: Manifest, other: Manifest, margins: Margins) -> Iter
     if ours is None or theirs is None or theirs < ours:
         return
     mine, its = costs(manifest), costs(other)
-    shares = {name: mine[name] / its[name] for name in mine.keys() & its.keys()}
+    alike = other.full or _energy_method(manifest) == _energy_method(other)
+    names = {name for name in mine.keys() & its.keys() if alike or not name.startswith("joules")}
+    shares = {name: mine[name] / its[name] for name in names}
+    note = "" if alike else f" (joules were not compared: {other.variant}'s were not measured alike)"
     if shares and all(share > 1 - margins.better for share in shares.values()):
         best = min(shares, key=lambda name: (shares[name], name))
         yield (
             f"{other.variant} is as good (quality {theirs:.3f}, this one {ours:.3f}) and this one is nowhere "
-            f"{margins.better:.0%} better: best is {best}, {shares[best]:.2f} of {other.variant}'s"
+            f"{margins.better:.0%} better: best is {best}, {shares[best]:.2f} of {other.variant}'s{note}"
         )
+
+
+def _energy_method(manifest: Manifest) -> str | None:
+    return manifest.engine.energy_method if manifest.engine is not None else None
 
 
 def costs(manifest: Manifest) -> Mapping[str, float]:

@@ -6,17 +6,19 @@ from typing import Any
 
 from economizer.variants.manifest import Manifest
 
+from economizer_compression.beside_full import energy_methods, methods_told
 from economizer_compression.store import Store
 
 
 def listing(store: Store) -> dict[str, Any]:
     """The variants with what was measured of them, None where it was not, and what the store takes in bytes."""
-    usage = store.usage()
+    usage, records = store.usage(), store.variants()
     return {
         "store": store.url,
         "stored_bytes": usage.stored_bytes,
         "copies_bytes": usage.copies_bytes,
-        "variants": [{**row(record.manifest), "bytes": usage.variant_bytes[record.key]} for record in store.variants()],
+        "variants": [{**row(record.manifest), "bytes": usage.variant_bytes[record.key]} for record in records],
+        "energy_methods": energy_methods(record.manifest for record in records),
     }
 
 
@@ -51,6 +53,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append([each["name"], each["state"], *cells, f"{each['bytes'] / 1e6:.0f}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text += methods_told(found["energy_methods"])
     stored, copies = found["stored_bytes"], found["copies_bytes"]
     saved = f", {1 - stored / copies:.0%} less" if copies else ""
     text.append(f"{stored / 1e6:.1f} MB stored; copies would take {copies / 1e6:.1f} MB{saved}")

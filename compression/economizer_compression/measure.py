@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from economizer_compression.evaluate import evaluate_folder
 from economizer_compression.family import EngineFile, load_engine, located
 from economizer_compression.loading import load_model
 from economizer_compression.manifests import write_manifest
+from economizer_compression.metering import energy_method, meter_of
 from economizer_compression.promotion import whole_manifest
 from economizer_compression.serving import Engine, EngineSettings
 from economizer_compression.speed import LogprobReference, MeasurePlan, measure_pair
@@ -90,13 +92,11 @@ def _full_manifest(reference: Path) -> Manifest | None:
 
 
 def is_current(engine: EngineMeasurement | None, file: EngineFile) -> bool:
-    """Whether a measurement is of an engine as the file now has it: arguments, batches, rounds, watts."""
+    """Whether a measurement is by an engine and a meter as they would be now: arguments, batches, rounds, method."""
     if engine is None or engine.engine_args != file.args or set(engine.decode_tokens_per_s) != set(file.batches):
         return False
-    watts = file.power is None or f"x {file.power.core_w:g} W per busy core ({file.power.source})" in (
-        engine.energy_method or ""
-    )
-    return engine.rounds == file.rounds and watts
+    with closing(meter_of(_settings(file))) as meter:
+        return engine.rounds == file.rounds and engine.energy_method == energy_method(meter)
 
 
 def _settings(file: EngineFile) -> EngineSettings:
@@ -104,8 +104,9 @@ def _settings(file: EngineFile) -> EngineSettings:
         python=located(file.python),
         args=file.args,
         env=file.env,
-        core_w=file.power.core_w if file.power else None,
-        core_w_source=file.power.source if file.power else None,
+        gpus=file.gpus,
+        gpu_idle_w=file.gpu_idle_w,
+        meter=file.meter,
     )
 
 

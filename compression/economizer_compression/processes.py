@@ -1,22 +1,11 @@
-"""What a process and all below it used, as Linux tells it in ``/proc``."""
+"""What memory a process and all below it use, as Linux tells it in ``/proc``."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from economizer_compression.tether import descendants
 
 _PROC = Path("/proc")
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(root: int) -> float:
-    """User and system CPU time of the tree so far, with that of children that ended and were waited for.
-
-    The kernel sums what the scheduler counted in nanoseconds and shows it in ticks of 10 ms.
-    """
-    stats = (_stat(pid) for pid in (root, *descendants(root)))
-    return sum(int(ticks) for fields in stats if fields for ticks in fields[11:15]) * _TICK_S
 
 
 def memory_bytes(root: int) -> int:
@@ -40,11 +29,3 @@ def _lines(path: Path) -> Iterator[str]:
         yield from path.read_text().splitlines()
     except OSError:
         return
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields after the name (state, parent, ...); none where the process is gone."""
-    try:
-        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []

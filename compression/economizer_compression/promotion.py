@@ -8,7 +8,7 @@ from pathlib import Path
 
 from economizer.variants.manifest import Manifest, Verdict
 
-from economizer_compression.beside_full import beside_full
+from economizer_compression.beside_full import beside_full, energy_methods, methods_told
 from economizer_compression.card import write_card
 from economizer_compression.catalogue import catalogued, register
 from economizer_compression.errors import CompressionError
@@ -39,7 +39,8 @@ def promote(folder: Path, store: Store, catalogue: Path | None, margins: Margins
 def publish(folders: Sequence[Path], store: Store, catalogue: Path | None) -> Iterator[str]:
     """Puts checkpoints into the store, and where the store is on this machine into the catalogue; yields what it did.
 
-    Each gets its model card with the family's plot, which is why all of a family are best published together.
+    Each gets its model card with the family's plot, which is why all of a family are best published together. Says so
+    where joules in the family were measured in several ways: the router compares them.
     """
     manifests = [whole_manifest(folder) for folder in folders]
     known = {record.key: record.manifest for record in store.variants()}
@@ -56,6 +57,8 @@ def publish(folders: Sequence[Path], store: Store, catalogue: Path | None) -> It
             f"{done.record.id}: published, {done.written_bytes / 1e6:.1f} MB written, "
             f"{done.shared_bytes / 1e6:.1f} MB were there already"
         )
+    families = {manifest.family for manifest in manifests}
+    yield from methods_told(energy_methods(one for one in known.values() if one.family in families))
 
 
 def whole_manifest(folder: Path) -> Manifest:

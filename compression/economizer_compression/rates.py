@@ -23,11 +23,11 @@ _PREFILL_TOKENS_MIN = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefillWindow:
-    """Prompts read one after the other: their tokens, the wall time, the engine's CPU time."""
+    """Prompts read one after the other: their tokens, the wall time, the active energy; None is unknown."""
 
     tokens: int
     wall_s: float
-    cpu_s: float
+    active_j: float | None
 
     @property
     def tokens_per_s(self) -> float:
@@ -35,20 +35,20 @@ class PrefillWindow:
         return self.tokens / self.wall_s
 
     @property
-    def cpu_s_per_token(self) -> float:
-        """CPU seconds of the engine per prompt token."""
-        return self.cpu_s / self.tokens
+    def j_per_token(self) -> float | None:
+        """Active joules per prompt token."""
+        return None if self.active_j is None else self.active_j / self.tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeWindow:
     """A batch that decodes, in the time in which all its requests did.
 
-    ``tokens_per_s`` holds each request's rate. ``cores`` is the engine's CPU seconds per second of that time.
+    ``tokens_per_s`` holds each request's rate. ``active_w`` is the active power in that time, None where unknown.
     """
 
     tokens_per_s: tuple[float, ...]
-    cores: float
+    active_w: float | None
 
     @property
     def batch_tokens_per_s(self) -> float:
@@ -61,9 +61,9 @@ class DecodeWindow:
         return 1 / median(self.tokens_per_s)
 
     @property
-    def cpu_s_per_token(self) -> float:
-        """CPU seconds of the engine per output token."""
-        return self.cores / self.batch_tokens_per_s
+    def j_per_token(self) -> float | None:
+        """Active joules per output token."""
+        return None if self.active_w is None else self.active_w / self.batch_tokens_per_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,7 @@ class Round:
     decode: Mapping[int, DecodeWindow]
 
 
-def decode_window(streams: Sequence[Sequence[Sample]], cores: float) -> DecodeWindow:
+def decode_window(streams: Sequence[Sequence[Sample]], active_w: float | None) -> DecodeWindow:
     """The window from the last request's first token to the first request's last one.
 
     Each request's rate is taken between its own first and last part in the window, so that it does not matter which of
@@ -94,7 +94,7 @@ def decode_window(streams: Sequence[Sequence[Sample]], cores: float) -> DecodeWi
                 f"one has {len(inside)} parts in the time in which all {len(streams)} run: must be 2 or more"
             )
         rates.append((inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]))
-    return DecodeWindow(tokens_per_s=tuple(rates), cores=cores)
+    return DecodeWindow(tokens_per_s=tuple(rates), active_w=active_w)
 
 
 def decode_tokens(request_tokens_per_s: float, window_s: float, room_tokens: int) -> int:
@@ -133,18 +133,21 @@ def over_batches(rounds: Sequence[Round], figure: Callable[[DecodeWindow], float
     return intervals([{batch: figure(window) for batch, window in one.decode.items()} for one in rounds])
 
 
-def energy_j_per_token(rounds: Sequence[Round], core_w: float) -> tuple[Interval, dict[int, Interval]]:
-    """(joules per prompt token, joules per output token by batch size): CPU seconds times watts per busy core."""
-    prefill_j = interval([one.prefill.cpu_s_per_token * core_w for one in rounds])
-    return prefill_j, over_batches(rounds, lambda window: window.cpu_s_per_token * core_w)
+def energy_j_per_token(rounds: Sequence[Round]) -> tuple[Interval, dict[int, Interval]] | None:
+    """(joules per prompt token, joules per output token by batch size); None where a window's energy is unknown."""
+    prefill = _known([one.prefill.j_per_token for one in rounds])
+    decode = {batch: _known([one.decode[batch].j_per_token for one in rounds]) for batch in rounds[0].decode}
+    if any(len(known) < len(rounds) for known in (prefill, *decode.values())):
+        return None
+    return interval(prefill), {batch: interval(known) for batch, known in decode.items()}
 
 
-def paired_ratios(variant: Sequence[Round], full: Sequence[Round], *, with_energy: bool) -> dict[str, Interval]:
+def paired_ratios(variant: Sequence[Round], full: Sequence[Round]) -> dict[str, Interval]:
     """Variant over full in each round, over the rounds: ``ttft``, ``prefill``, ``decode@16``, ``decode_j@16``, ..."""
     ratios = []
     for ours, theirs in zip(variant, full, strict=True):
-        above, below = _named(ours, with_energy), _named(theirs, with_energy)
-        ratios.append({name: above[name] / below[name] for name in above if below[name] > 0})
+        above, below = _named(ours), _named(theirs)
+        ratios.append({name: above[name] / below[name] for name in above if below.get(name, 0.0) > 0})
     common = set.intersection(*(set(one) for one in ratios)) if ratios else set()
     return intervals([{name: one[name] for name in one if name in common} for one in ratios]) if ratios else {}
 
@@ -167,11 +170,13 @@ def logprob_differences(
     return max(sizes), sum(sizes) / len(sizes), sum(differences) / len(differences)
 
 
-def _named(figures: Round, with_energy: bool) -> dict[str, float]:
-    # Watts per core are the same above and below a ratio, so that CPU seconds stand for joules.
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _named(figures: Round) -> dict[str, float]:
     named = {"ttft": figures.ttft_s, "prefill": figures.prefill.tokens_per_s}
     named |= {f"decode@{batch}": window.batch_tokens_per_s for batch, window in figures.decode.items()}
-    if with_energy:
-        named["prefill_j"] = figures.prefill.cpu_s_per_token
-        named |= {f"decode_j@{batch}": window.cpu_s_per_token for batch, window in figures.decode.items()}
-    return named
+    energies = {"prefill_j": figures.prefill.j_per_token}
+    energies |= {f"decode_j@{batch}": window.j_per_token for batch, window in figures.decode.items()}
+    return named | {name: energy for name, energy in energies.items() if energy is not None}

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from economizer.energy.choose import MeterSettings
 
 from economizer_compression import processes
 from economizer_compression.errors import CompressionError
@@ -52,25 +53,23 @@ _POINTS_ELSEWHERE = ("see root cause above", "see stack trace")
 class EngineSettings:
     """How engines are started, variants and full model alike.
 
-    ``python`` is the interpreter of the engine's environment, ``args`` and ``env`` are those that serve. ``core_w`` is
-    what a busy core takes in watts, and ``core_w_source`` where the figure is from; both None where an engine's energy
-    is not its cores'. Two engines run at the same time: on a GPU ``args`` must give each less than half of its memory.
+    ``python`` is the interpreter of the engine's environment, ``args`` and ``env`` are those that serve. ``meter``
+    says how an engine's energy is measured, ``gpus`` how many GPUs it takes, and ``gpu_idle_w`` what these draw without
+    work in watts; None is not known. Two engines run at the same time: on a GPU ``args`` must give each less than half
+    of its memory.
     """
 
     python: Path
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
-    core_w: float | None = None
-    core_w_source: str | None = None
+    gpus: int = 0
+    gpu_idle_w: float | None = None
+    meter: MeterSettings = field(default_factory=MeterSettings)
 
     def __post_init__(self) -> None:
         if self.start_timeout_s <= 0:
             raise ValueError(f"start_timeout_s is {self.start_timeout_s}: must be above 0")
-        if (self.core_w is None) != (self.core_w_source is None):
-            raise ValueError(f"core_w_source is {self.core_w_source!r}: must say where core_w is from, if it is given")
-        if self.core_w is not None and self.core_w <= 0:
-            raise ValueError(f"core_w is {self.core_w}: must be above 0")
 
 
 class Engine:
@@ -118,10 +117,6 @@ class Engine:
         if self._process is None:
             raise CompressionError(f"{self.name}: the engine is not running")
         return self._process.pid
-
-    def cpu_seconds(self) -> float:
-        """User and system CPU time of the engine's processes so far, those that ended included."""
-        return processes.cpu_seconds(self.pid)
 
     def memory_bytes(self) -> int:
         """The proportional set size of the engine's processes now."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from economizer.energy.meter import Meter
 from economizer.variants.manifest import EngineMeasurement
 
 from economizer_compression.errors import CompressionError
-from economizer_compression.provenance import gpu_names, hardware
+from economizer_compression.metering import energy_method, meter_of
+from economizer_compression.provenance import hardware
 from economizer_compression.rates import (
     DecodeWindow,
     PrefillWindow,
@@ -103,10 +105,10 @@ def measure(
 
     The engines take turns at every window, and the one that goes first changes with the round: what slows the machine
     for a while slows both. A warm-up with every batch size goes before and says how many tokens a window needs. Joules
-    are the CPU seconds of the engine's processes times its settings' watts per busy core.
+    are active energy, by the meter of the engine's settings, in the windows in which the tokens are counted.
     """
     sides = _take_turns([variant] if full is None else [variant, full], plan, progress)
-    measured = _measurement(variant, sides[0].rounds, [] if full is None else sides[1].rounds)
+    measured = _measurement(sides[0], None if full is None else sides[1])
     return _beside_transformers(variant, measured, reference)
 
 
@@ -121,8 +123,8 @@ def measure_pair(
 ) -> tuple[EngineMeasurement, EngineMeasurement]:
     """What `measure` says of the variant, and of the full model from the same rounds."""
     sides = _take_turns([variant, full], plan, progress)
-    measured = _measurement(variant, sides[0].rounds, sides[1].rounds)
-    full_measured = _measurement(full, sides[1].rounds, [])
+    measured = _measurement(sides[0], sides[1])
+    full_measured = _measurement(sides[1], None)
     return (
         _beside_transformers(variant, measured, reference),
         _beside_transformers(full, full_measured, full_reference),
@@ -130,14 +132,16 @@ def measure_pair(
 
 
 def _take_turns(engines: Sequence[Engine], plan: MeasurePlan, progress: Progress | None) -> list[_Side]:
-    sides = [_Side(engine, plan) for engine in engines]
-    rate = min(side.warm_up() for side in sides)
-    for side in sides:
-        side.plan_prompts(rate)
-    for number in range(plan.rounds):
-        _one_round(sides if number % 2 == 0 else sides[::-1], plan, number)
-        if progress is not None:
-            progress(f"round {number + 1} of {plan.rounds}: " + "; ".join(side.told() for side in sides))
+    with ExitStack() as stack:
+        meters = [stack.enter_context(closing(meter_of(engine.settings))) for engine in engines]
+        sides = [_Side(engine, meter, plan) for engine, meter in zip(engines, meters, strict=True)]
+        rate = min(side.warm_up() for side in sides)
+        for side in sides:
+            side.plan_prompts(rate)
+        for number in range(plan.rounds):
+            _one_round(sides if number % 2 == 0 else sides[::-1], plan, number)
+            if progress is not None:
+                progress(f"round {number + 1} of {plan.rounds}: " + "; ".join(side.told() for side in sides))
     return sides
 
 
@@ -154,9 +158,11 @@ def _beside_transformers(
 class _Side:
     """One of the engines that take turns: what it is asked in a window, and what it did in each round."""
 
-    def __init__(self, engine: Engine, plan: MeasurePlan) -> None:
+    def __init__(self, engine: Engine, meter: Meter, plan: MeasurePlan) -> None:
+        self.engine = engine
+        self.energy_method = energy_method(meter)
         self.rounds: list[Round] = []
-        self._timed = Timed(engine)
+        self._timed = Timed(engine, meter)
         self._plan = plan
         self._decode_room = engine.context_tokens - plan.prompt_decode
         self._prompt_room = engine.context_tokens - 1
@@ -206,7 +212,7 @@ class _Side:
         last = self.rounds[-1]
         decoded = ", ".join(f"{window.batch_tokens_per_s:.1f} at {batch}" for batch, window in last.decode.items())
         prefilled = f"{last.prefill.tokens_per_s:.0f} tokens/s prefill"
-        return f"{self._timed.engine.name} {1000 * last.ttft_s:.0f} ms to a token, {prefilled}, decode {decoded}"
+        return f"{self.engine.name} {1000 * last.ttft_s:.0f} ms to a token, {prefilled}, decode {decoded}"
 
     def _prompt(self, seed: str, tokens: int) -> list[int]:
         return self._timed.prompt(f"{self._plan.seed} {seed}", tokens)
@@ -221,18 +227,13 @@ def _one_round(sides: Sequence[_Side], plan: MeasurePlan, number: int) -> None:
         side.rounds.append(Round(ttft_s=ttft_s[side], prefill=prefill[side], decode=decoded))
 
 
-def _measurement(variant: Engine, rounds: Sequence[Round], full_rounds: Sequence[Round]) -> EngineMeasurement:
-    settings = variant.settings
-    # A core's watts say nothing of a GPU beside it.
-    core_w = None if gpu_names() else settings.core_w
-    prefill_j, decode_j, method = None, None, None
-    if core_w is not None:
-        prefill_j, decode_j = energy_j_per_token(rounds, core_w)
-        source = settings.core_w_source
-        method = f"CPU seconds of the engine's processes x {core_w:g} W per busy core ({source})"
+def _measurement(side: _Side, full: _Side | None) -> EngineMeasurement:
+    variant, rounds = side.engine, side.rounds
+    energies = energy_j_per_token(rounds) if side.energy_method is not None else None
+    prefill_j, decode_j = energies or (None, None)
     return EngineMeasurement(
         engine=variant.version,
-        engine_args=settings.args,
+        engine_args=variant.settings.args,
         hardware=hardware(),
         rounds=len(rounds),
         prefill_tokens_per_s=interval([one.prefill.tokens_per_s for one in rounds]),
@@ -243,6 +244,6 @@ def _measurement(variant: Engine, rounds: Sequence[Round], full_rounds: Sequence
         memory_bytes=variant.memory_bytes(),
         prefill_j_per_token=prefill_j,
         decode_j_per_token=decode_j,
-        energy_method=method,
-        against_full=paired_ratios(rounds, full_rounds, with_energy=core_w is not None) if full_rounds else {},
+        energy_method=side.energy_method if energies is not None else None,
+        against_full=paired_ratios(rounds, full.rounds) if full is not None else {},
     )

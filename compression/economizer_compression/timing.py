@@ -19,6 +19,8 @@ from statistics import median
 from typing import Any
 
 import httpx
+from economizer.energy.meter import Meter
+from economizer.energy.types import UJ_PER_J, Measurement
 
 from economizer_compression.errors import CompressionError
 from economizer_compression.rates import DecodeWindow, PrefillWindow, Sample, decode_window
@@ -29,14 +31,16 @@ _REQUEST_TIMEOUT_S = 300.0
 _POLL_S = 0.01
 _PARTS_MIN = 3
 _ATTEMPTS = 3
+_SPAN = "window"
 _TOKENS_KEY = b'"completion_tokens":'
 
 
 class Timed:
-    """An engine to be timed. Every method is a window: it returns when the engine is idle again."""
+    """An engine to be timed and metered. Every method is a window: it returns when the engine is idle again."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, meter: Meter) -> None:
         self.engine = engine
+        self._meter = meter
         self.vocabulary = vocabulary_size(engine)
 
     def prompt(self, seed: str, tokens: int) -> list[int]:
@@ -67,13 +71,14 @@ class Timed:
         """Reads prompts one after the other, with one output token each."""
         bodies = [_body(self.engine, prompt, 1) for prompt in prompts]
         with _failures_told(self.engine), self._client() as client:
-            cpu_s, began_s = self.engine.cpu_seconds(), time.monotonic()
+            self._meter.begin(_SPAN)
+            began_s = time.monotonic()
             for body in bodies:
                 reply = client.post(_PATH, json=body)
                 _check(self.engine, reply, reply.content)
             wall_s = time.monotonic() - began_s
-            cpu_s = self.engine.cpu_seconds() - cpu_s
-        return PrefillWindow(tokens=sum(map(len, prompts)), wall_s=wall_s, cpu_s=cpu_s)
+            active_j = _joules(self._meter.end(_SPAN))
+        return PrefillWindow(tokens=sum(map(len, prompts)), wall_s=wall_s, active_j=active_j)
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int, limit_s: float) -> DecodeWindow:
         """Decodes all prompts at the same time, until each has ``tokens`` or ``limit_s`` is over, and then aborts them.
@@ -87,10 +92,10 @@ class Timed:
         disturbed = ""
         for _ in range(_ATTEMPTS):
             with _failures_told(self.engine):
-                streams, cores = asyncio.run(self._decode(bodies, tokens, limit_s))
+                streams, active_w = asyncio.run(self._decode(bodies, tokens, limit_s))
             self.prefill([prompts[0][:1]])  # the step that the aborted requests were in is over when this is answered
             try:
-                return decode_window(streams, cores)
+                return decode_window(streams, active_w)
             except ValueError as error:
                 disturbed = str(error)
         raise CompressionError(
@@ -100,8 +105,8 @@ class Timed:
 
     async def _decode(
         self, bodies: Sequence[Mapping[str, Any]], tokens: int, limit_s: float
-    ) -> tuple[list[list[Sample]], float]:
-        """(each request's samples, the cores that the engine kept busy while all ran)."""
+    ) -> tuple[list[list[Sample]], float | None]:
+        """(each request's samples, the active power in watts while all ran)."""
         streams: list[list[Sample]] = [[] for _ in bodies]
 
         def is_over() -> bool:
@@ -115,15 +120,17 @@ class Timed:
             try:
                 await _until(lambda: all(streams), tasks)
                 before = [len(stream) for stream in streams]
-                cpu_s, began_s = self.engine.cpu_seconds(), time.monotonic()
+                self._meter.begin(_SPAN)
+                began_s = time.monotonic()
                 await _until(lambda: all(streams) and is_over(), tasks)
-                cores = (self.engine.cpu_seconds() - cpu_s) / (time.monotonic() - began_s)
+                measured = self._meter.end(_SPAN)
                 await asyncio.gather(*(task for task in tasks if task.done()))
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return streams, cores
+        active_j = _joules(measured)
+        return streams, None if active_j is None else active_j / measured.seconds
 
     async def _follow(self, client: httpx.AsyncClient, body: Mapping[str, Any], samples: list[Sample]) -> None:
         """Notes when each part of a stream came and how many tokens there were by then."""
@@ -171,6 +178,10 @@ def vocabulary_size(engine: Engine) -> int:
     if not isinstance(size, int):
         raise CompressionError(f"{path} has no vocab_size")
     return size
+
+
+def _joules(measured: Measurement) -> float | None:
+    return None if measured.active_uj is None else measured.active_uj / UJ_PER_J
 
 
 def _body(engine: Engine, prompt: Sequence[int], tokens: int, *, stream: bool = False) -> dict[str, Any]:

@@ -97,6 +97,9 @@ class Delivery:
         try:
             async for chunk in answer.chunks():
                 if passed := meter.feed(chunk):
+                    if self._place and (early := self._before_receipt(passed)):
+                        await send({"type": "http.response.body", "body": early, "more_body": True})
+                        passed = passed[len(early) :]
                     if self._place and self._receipt.usage is not None:
                         passed = await self._measured(passed)
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
@@ -112,6 +115,12 @@ class Delivery:
         await send({"type": "http.response.body", "body": tail})
         if failure is not None:
             raise failure
+
+    def _before_receipt(self, passed: bytes) -> bytes:
+        """The events that came together with the one that the receipt goes into, and need not wait for it."""
+        before, place, _ = passed.partition(self._place.encode())
+        events, end, _ = before.rpartition(b"\n\n")
+        return events + end if place else b""
 
     def _count(self, meter: StreamMeter) -> None:
         """Without usage from the engine, count the answer's events: a role, one a token, and the end are expected."""

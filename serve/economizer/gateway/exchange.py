@@ -128,6 +128,7 @@ class Exchange:
             profile = replace(profile, pinned=None)
             decision = self._decide(profile, wire)
         self._job = job = self._begin(wire, profile, decision, verdict)
+        decision = job.receipt.decision  # the hold-out may have changed it
         if decision.variant is None:
             degrade = wire.terms.on_unmet == "degrade"
             raise refusal_error(decision, retry_after_s=settings.retry_after_s, degrade=degrade)

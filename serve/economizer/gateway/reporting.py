@@ -119,7 +119,7 @@ class Reporter:
     async def _keep_reporting(self) -> None:
         while True:
             await self._report()
-            if not self._works and not self._ended and not self._to_send:
+            if not self._works and not self._ended and not self._to_send and not self._open:
                 self._news.clear()
                 try:
                     async with asyncio.timeout(_REST_S):

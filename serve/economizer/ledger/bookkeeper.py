@@ -36,6 +36,7 @@ _PRUNE_S = 3600.0
 _KEYS_S = 0.5
 _RETRY_S = 2.0
 _LOOK_S = 0.05
+_SET_S = 0.5  # a clock that is only slewed moves less between two looks
 _TYPICAL_BATCH = 4.0  # by which a step's energy is laid on the tokens of it
 _DAY_S = 86_400.0
 _FINISH_S = 4.0  # after a request ended its use is booked, and its reservation is released
@@ -85,7 +86,7 @@ class Bookkeeper:
             logger.warning("%d batches were being spooled when the last bookkeeper died", self._spool.torn)
         self._keep_s = keep_days * _DAY_S
         self._store: Store | None = None
-        self._books = Books(PriceList.of(()))
+        self._books = Books(PriceList.of(()), began_s=time())
         self._limits = Limits()
         self._variants: Mapping[str, Variant] = {}
         self._acknowledged_reports: dict[str, int] = {}
@@ -98,6 +99,7 @@ class Bookkeeper:
         self._seen: dict[str, Seen] = {}
         self._finishing: deque[tuple[float, str, int | None]] = deque()
         self._well = True
+        self._offset_s = time() - monotonic()
         self._writing = asyncio.Lock()
         self._pruning: asyncio.Task[None] | None = None
         self.believe(variants)
@@ -131,7 +133,7 @@ class Bookkeeper:
 
     async def report(self, report: Report, seen: Seen) -> Reply:
         """Take in what a gateway tells; see :class:`Reply`."""
-        now_s = time()
+        now_s = self._now_s()
         self._books.report(report, now_s)
         due_s = monotonic() + _FINISH_S
         self._finishing.extend(
@@ -155,7 +157,7 @@ class Bookkeeper:
 
     async def windows(self, engine: str, windows: Sequence[Window]) -> int:
         """Take in an engine's windows; returns the number up to which they are on disk, -1 for none."""
-        now_s = time()
+        now_s = self._now_s()
         for window in windows:
             self._books.window(window, now_s)
         self._settle(now_s)
@@ -212,12 +214,22 @@ class Bookkeeper:
     async def keys_changed(self) -> None:
         """Returns once every gateway that reports has the keys as they are now, so that a revoked one is refused."""
         await self._read_keys()
-        deadline_s = time() + _RETRY_S
+        deadline_s = monotonic() + _RETRY_S
         while any(seen.keys != self._versions.keys for seen in self._seen.values()):
-            if time() > deadline_s:
+            if monotonic() > deadline_s:
                 logger.warning("a gateway has not heard of the changed keys")
                 return
             await asyncio.sleep(_LOOK_S)
+
+    def _now_s(self) -> float:
+        """Seconds since the epoch. Where that clock was set, or the machine slept, nobody was silent meanwhile."""
+        now_s, steady_s = time(), monotonic()
+        set_by_s = now_s - steady_s - self._offset_s
+        if abs(set_by_s) > _SET_S:
+            logger.warning("the clock was set by %.1f s", set_by_s)
+            self._books.clock_set(set_by_s)
+        self._offset_s += set_by_s
+        return now_s
 
     def _settle(self, now_s: float) -> None:
         for gateway in self._books.gone(now_s):
@@ -236,7 +248,7 @@ class Bookkeeper:
     async def write(self) -> None:
         """Write what is settled, and what could not be written before."""
         async with self._writing:
-            self._settle(time())
+            self._settle(self._now_s())
             drawn = self._books.draw()
             batch = Batch(
                 id=secrets.token_hex(12),
@@ -302,7 +314,7 @@ class Bookkeeper:
     async def _recall(self, store: Store) -> None:
         """What an earlier bookkeeper knew and this one needs. What is spooled is written first, to be counted too."""
         await asyncio.to_thread(self._replay, store)
-        now_s = time()
+        now_s = self._now_s()
         for latest in await asyncio.to_thread(store.unfinished):
             self._books.recall(latest, now_s)
         for key, state in (await asyncio.to_thread(store.coefficients)).items():

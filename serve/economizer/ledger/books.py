@@ -57,13 +57,13 @@ class _Held:
     told: _Told
     placed: float = 0.0
 
-    def due(self, until_s: float) -> float:
-        """The part of the slice's work that was done by then and is not placed yet."""
-        span_s = self.slice.ended_s - self.slice.began_s
-        share = 1.0 if span_s <= 0 else min(1.0, max(0.0, (until_s - self.slice.began_s) / span_s))
-        if self.slice.ended_s <= until_s:
-            share = 1.0
-        return max(0.0, share - self.placed)
+    def done(self, until_s: float, now_s: float) -> float:
+        """The share of the slice's work that was done by then: all of it where it lies in the future, since then the
+        clock was set back."""
+        one = self.slice
+        if one.ended_s <= max(until_s, one.began_s) or one.ended_s - now_s > LATE_S:
+            return 1.0
+        return max(0.0, (until_s - one.began_s) / (one.ended_s - one.began_s))
 
 
 @dataclass(slots=True)
@@ -82,8 +82,8 @@ class _Engine:
 
 @dataclass(slots=True)
 class _Gateway:
-    told_until_s: float
     heard_s: float
+    told_until_s: float = float("-inf")
     gone: bool = False
     number: int = -1
     reports: deque[_Told] = field(default_factory=deque)
@@ -103,10 +103,16 @@ class Drawn:
 
 
 class Books:
-    """Everything that is not written yet. ``models`` are the step models by variant and meter, learnt on the way."""
+    """Everything that is not written yet. ``models`` are the step models by variant and meter, learnt on the way.
 
-    def __init__(self, prices: PriceList, models: dict[str, StepModel] | None = None) -> None:
+    Books that were begun lately, at ``began_s``, do not know yet which gateways there are, and settle nothing.
+    """
+
+    def __init__(
+        self, prices: PriceList, models: dict[str, StepModel] | None = None, *, began_s: float = float("-inf")
+    ) -> None:
         self.prices = prices
+        self._began_s = began_s
         self.models = models if models is not None else {}
         self.settled: list[Settled] = []
         self.priors: Mapping[str, Coefficients] = {}
@@ -120,13 +126,12 @@ class Books:
 
     def report(self, report: Report, now_s: float) -> None:
         """Take in what a gateway tells; a report that was told before changes nothing."""
-        gateway = self._gateways.setdefault(report.gateway, _Gateway(told_until_s=report.now_s, heard_s=now_s))
+        gateway = self._gateways.setdefault(report.gateway, _Gateway(heard_s=now_s))
         gateway.heard_s, gateway.gone = now_s, False
-        gateway.told_until_s = report.now_s
         oldest = report.number if report.oldest is None else report.oldest
         if report.number <= gateway.number or report.number > max(oldest, gateway.number + 1):
             return  # told before; or an earlier one is to come first, which the gateway tells again
-        gateway.number = report.number
+        gateway.number, gateway.told_until_s = report.number, report.now_s
         told = _Told(report.number, len(report.slices))
         gateway.reports.append(told)
         for one in report.slices:
@@ -149,6 +154,14 @@ class Books:
         if engine.latest is None:
             engine.number, engine.latest, engine.heard_s = latest.number, latest, now_s
 
+    def clock_set(self, by_s: float) -> None:
+        """The clock that ``now_s`` is read from jumped: who was heard of before it was so as long ago as before."""
+        self._began_s += by_s
+        for engine in self._engines.values():
+            engine.heard_s += by_s
+        for gateway in self._gateways.values():
+            gateway.heard_s += by_s
+
     def gone(self, now_s: float) -> list[str]:
         """Gateways that have not reported for long, each told once; they are not waited for, and later forgotten."""
         names = []
@@ -164,14 +177,16 @@ class Books:
         """Settle every window that can be settled now."""
         there = [gateway.told_until_s for gateway in self._gateways.values() if not gateway.gone]
         told_s = min(there, default=float("-inf"))
+        new = now_s - self._began_s < LATE_S
         for name in list(self._engines):
             engine = self._engines[name]
             while engine.windows:
                 window = engine.windows[0]
-                if window.ended_s > told_s and now_s - window.ended_s < LATE_S:
+                # A window that ended in the future is of before the clock was set back: all of it was told.
+                if new or (window.ended_s > told_s and abs(now_s - window.ended_s) < LATE_S):
                     break
                 engine.windows.popleft()
-                self._settle(engine, window)
+                self._settle(engine, window, now_s)
             if now_s - engine.heard_s > _GONE_S and not engine.windows:
                 self._give_up(engine)
                 del self._engines[name]
@@ -206,8 +221,8 @@ class Books:
         self._learnt, self._windows_settled = set(), {}
         return drawn
 
-    def _settle(self, engine: _Engine, window: Window) -> None:
-        held = list(self._placed(engine, window)) if window.state == "serving" else []
+    def _settle(self, engine: _Engine, window: Window, now_s: float) -> None:
+        held = list(self._placed(engine, window, now_s)) if window.state == "serving" else []
         parts = [part for _, part in held]
         model = self._model(window)
         unclaimed = NO_WORK
@@ -230,13 +245,13 @@ class Books:
                 self._close(one)
         engine.slices = [one for one in engine.slices if one.placed < 1.0]
 
-    def _placed(self, engine: _Engine, window: Window) -> Iterator[tuple[_Held, Part]]:
+    def _placed(self, engine: _Engine, window: Window, now_s: float) -> Iterator[tuple[_Held, Part]]:
         """The slices with work that was done by the window's end and is in no window yet, and that work."""
         for one in engine.slices:
-            due = one.due(window.ended_s)
+            done = one.done(window.ended_s, now_s)
+            due = done - one.placed
             if due > 0:
-                whole = one.slice.ended_s <= window.ended_s
-                one.placed = 1.0 if whole else one.placed + due
+                one.placed = done
                 told = one.slice
                 yield (
                     one,

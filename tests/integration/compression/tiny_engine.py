@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from economizer.energy.choose import MeterSettings
 from economizer_compression.errors import CompressionError
 from economizer_compression.serving import Engine, EngineSettings
 from economizer_compression.speed import LogprobReference, MeasurePlan, measure, measure_folder
@@ -63,8 +64,7 @@ def main(folder: Path, tokenizer: Path, python: Path) -> None:
             **{"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         },
-        core_w=4.0,
-        core_w_source="assumed",
+        meter=MeterSettings(kind="cpu", watts_per_core=4.0, watts_per_core_idle=1.0),
     )
     tiny, broken = folder / "tiny", folder / "broken"
     make_tiny(tiny, tokenizer)

@@ -1,6 +1,7 @@
 """Who may send requests, whose they are, and what becomes of them at the end of a rate or a budget."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -235,6 +236,27 @@ async def test_a_rate_of_requests_holds_over_both_gateways(metered: Metered) -> 
     assert all(1 <= int(reply.headers["retry-after"]) <= 12 for reply in refused)
 
 
+async def test_a_rate_of_tokens_holds_over_both_gateways(metered: Metered) -> None:
+    async with metered.caller("wordy") as wordy:
+        replies = await burst(wordy, BURST, "steady", max_tokens=20)
+    answered = [reply for reply in replies if reply.status == 200]
+    # Each is taken for 20 tokens and its prompt, which a gateway learns to take for 6 to 16.
+    assert 5 <= len(answered) <= 7
+    assert {reply.headers["x-ratelimit-limit-tokens"] for reply in answered} == {"200"}
+    assert 0 <= min(int(reply.headers["x-ratelimit-remaining-tokens"]) for reply in answered) < 36
+    assert {reply.error["code"] for reply in replies if reply.status != 200} == {"rate_limit_exceeded"}
+
+
+async def test_a_rate_of_tokens_is_put_right_by_what_an_answer_took(metered: Metered) -> None:
+    async with metered.caller("chatty") as chatty:
+        before = await chatty.chat("steady", max_tokens=20)
+        await chatty.chat("steady", fake={"tokens": 1000, "tpot_s": 0})
+        await asyncio.sleep(5)  # so long what was predicted stands for what was used
+        after = await chatty.chat("steady", max_tokens=20)
+    assert int(before.headers["x-ratelimit-remaining-tokens"]) > 2900
+    assert 1900 < int(after.headers["x-ratelimit-remaining-tokens"]) < 2500  # of which some seconds refill 50 each
+
+
 # Budgets.
 
 
@@ -273,6 +295,32 @@ def number_before(reply: Reply, end: str, *, after: str) -> float:
     text: str = reply.error["message"].split(after)[1]
     found = text.split(end)[0] if end != "." else ".".join(text.split(".")[:2])
     return float(found)
+
+
+async def test_past_the_soft_end_of_a_budget_of_dollars_answers_are_the_cheapest_that_the_floor_allows(
+    metered: Metered,
+) -> None:
+    asked = {"x-quality-min": "0.85"}
+    async with metered.caller("thrifty") as thrifty:
+        before = await thrifty.chat("choice@good", headers=asked)
+        assert before.variant == "good"
+        assert "x-economizer-degraded" not in before.headers
+        replies = await asyncio.gather(*(thrifty.chat("choice@good", headers=asked) for _ in range(6)))
+        assert [(reply.status, reply.variant) for reply in replies] == [(200, "small")] * 6
+        for reply in replies:
+            assert reply.headers["x-economizer-degraded"] == reply.short["degraded"]
+            assert reply.short["degraded"].startswith("usd per month: 0.00")
+            assert reply.short["degraded"].endswith(" of 100")
+        receipt = await thrifty.receipt(replies[0].receipt_id)
+        assert (receipt["terms"]["quality_min"], receipt["terms"]["policy"]) == (0.75, "cheap")
+        async with thrifty.streamed("choice@good", headers=asked, stream_options={"include_usage": True}) as stream:
+            events = await stream.all()
+            assert stream.response.headers["x-economizer-degraded"].startswith("usd per month: ")
+        assert json.loads(events[-2])["usage"]["economizer"]["variant"] == "small"
+    rows = await metered.at_rest([before.receipt_id, *(reply.receipt_id for reply in replies)])
+    booked = [rows[reply.receipt_id].booking for reply in (before, *replies)]
+    words = [reply.short["degraded"] for reply in replies]
+    assert [booking.degraded for booking in booked if booking] == [None, *words]
 
 
 async def test_a_budget_of_joules_degrades_to_the_greenest_and_has_no_end_where_it_is_not_hard(

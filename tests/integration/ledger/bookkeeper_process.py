@@ -1,7 +1,7 @@
 """A Bookkeeper in a process of its own, which tests kill, starve of disk and lie to about the time.
 
 ``python bookkeeper_process.py URL SPOOL SPOOL_BYTES_MAX`` prints the port on which it takes calls, and ends with its
-standard input. A call is a pickled (method, arguments), its answer the pickled result.
+standard input. A call is a pickled (method, arguments), its answer the pickled result or exception.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,8 @@ class BookkeeperProcess:
     """Starts it, calls it and kills it. What is asked of a dead one raises ConnectionError or EOFError, as Ray would
     raise something."""
 
-    def __init__(self, url: str, folder: Path, *, spool_bytes_max: int = 10**8) -> None:
+    def __init__(self, url: str, folder: Path, spool_bytes_max: int) -> None:
         self.spool = folder / "spool"
-        self.replies: list[Reply] = []
         self._command = [sys.executable, str(HERE), url, str(self.spool), str(spool_bytes_max)]
         self._log = folder / "bookkeeper.log"
         self._process: subprocess.Popen[str] | None = None
@@ -82,7 +82,6 @@ class BookkeeperProcess:
 
     async def report(self, report: Report, seen: Seen) -> Reply:
         reply: Reply = await self._call("report", report, seen)
-        self.replies.append(reply)
         return reply
 
     async def windows(self, engine: str, windows: Sequence[Window]) -> int:
@@ -115,9 +114,23 @@ class BookkeeperProcess:
         try:
             writer.write(pickle.dumps((method, arguments)))
             writer.write_eof()
-            return pickle.loads(await reader.read())
+            answer = pickle.loads(await reader.read())
         finally:
             writer.close()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@contextmanager
+def running_bookkeeper(url: str, folder: Path, *, spool_bytes_max: int = 10**8) -> Iterator[BookkeeperProcess]:
+    """A started one, which does not outlive the test."""
+    process = BookkeeperProcess(url, folder, spool_bytes_max)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 class _Called:
@@ -141,7 +154,11 @@ async def _serve(url: str, spool: Path, spool_bytes_max: int) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, arguments = pickle.loads(await reader.read())
         owner = called if hasattr(called, method) else bookkeeper
-        writer.write(pickle.dumps(await getattr(owner, method)(*arguments)))
+        try:
+            result = await getattr(owner, method)(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test is told
+            result = error
+        writer.write(pickle.dumps(result))
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from time import monotonic, time
@@ -20,13 +20,13 @@ from economizer.gateway.relay import Usage
 from economizer.gateway.reporting import Ledger, Reporter
 from economizer.gateway.work import AttemptWork
 from economizer.ledger.bookkeeper import Reply, Seen
+from economizer.ledger.store import Store
 from economizer.ledger.types import Report
 from economizer.router.types import Candidate, Decision, Prediction, Terms
 from economizer.variants.estimate import UNKNOWN
 
 _REPORT_S = 0.05
 _WINDOW_S = 0.2
-_FULL = VARIANT.name
 _DECISION = Decision(
     family=VARIANT.family,
     policy="cheap",
@@ -56,10 +56,12 @@ class TellingGateway:
     def __init__(self, told: Told, seed: int, engines: Sequence[str]) -> None:
         self.ended: list[Receipt] = []
         self.keys_known = False
+        self._alive = True
         self._told = told
         self._random = Random(seed)
         self._engines = engines
-        self._sent = self._acknowledged = 0
+        self.acknowledged = -1
+        self._sent = 0
         self.reporter = Reporter(
             cast(Ledger, self),
             period_s=_REPORT_S,
@@ -74,9 +76,11 @@ class TellingGateway:
 
     async def report(self, report: Report, seen: Seen) -> Reply:
         """To the bookkeeper, noting what it acknowledges."""
+        if not self._alive:
+            await asyncio.Event().wait()
         self._sent = max(self._sent, report.number)
         reply = await self._told.report(report, seen)
-        self._acknowledged = max(self._acknowledged, reply.acknowledged)
+        self.acknowledged = max(self.acknowledged, reply.acknowledged)
         return reply
 
     async def ask(self, for_s: float) -> None:
@@ -84,11 +88,15 @@ class TellingGateway:
         until_s = monotonic() + for_s
         await asyncio.gather(*(self._ask_until(until_s) for _ in range(3)))
 
+    def kill(self) -> None:
+        """It says nothing more."""
+        self._alive = False
+
     async def until_acknowledged(self) -> None:
         """Everything that was told up to now is on disk."""
         await asyncio.sleep(2 * _REPORT_S)
         sent = self._sent
-        await until(lambda: self._acknowledged >= sent)
+        await until(lambda: self.acknowledged >= sent)
 
     async def _ask_until(self, until_s: float) -> None:
         while monotonic() < until_s:
@@ -148,7 +156,7 @@ class _Running:
     """As much of an engine's process as metering looks at."""
 
     state: str = "ready"
-    last_load: EngineLoad = EngineLoad()  # noqa: RUF009 - it is frozen
+    last_load: EngineLoad = EngineLoad(decode_tokens=0)  # noqa: RUF009 - it is frozen
 
 
 class MeteredEngine:
@@ -157,9 +165,10 @@ class MeteredEngine:
     def __init__(self, told: Told, name: str, seed: int) -> None:
         self.name = name
         self.process = _Running()
+        self._alive = True
         self._told = told
         self._counter = _RandomCounter(seed)
-        self._read = self._on_disk = -1
+        self.on_disk = self._read = -1
         self._metering = Metering(
             CountingMeter(self._counter),
             cast(EngineProcess, self.process),
@@ -175,15 +184,21 @@ class MeteredEngine:
         return self._counter.stands_uj - self._counter.first_uj
 
     async def _send(self, engine: str, windows: Sequence[Window]) -> int:
+        if not self._alive:
+            await asyncio.Event().wait()
         self._read = windows[-1].number if windows else self._read
-        self._on_disk = await self._told.windows(engine, windows)
-        return self._on_disk
+        self.on_disk = await self._told.windows(engine, windows)
+        return self.on_disk
 
     async def until_acknowledged(self) -> None:
         """All its windows are on disk; for an engine that is closed, nobody sends anything again."""
-        while self._on_disk < self._read:
-            self._on_disk = await self._told.windows(self.name, ())
+        while self.on_disk < self._read:
+            self.on_disk = await self._told.windows(self.name, ())
             await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """It ends with its replica."""
+        self._alive = False
 
     async def close(self) -> None:
         """It ends, with a last window."""
@@ -228,4 +243,21 @@ async def end_well(gateways: Sequence[TellingGateway], engines: Sequence[Metered
     await asyncio.gather(*(gateway.reporter.stop() for gateway in gateways))
 
 
-Killed = Callable[[], Awaitable[None]]
+def hours() -> tuple[float, float]:
+    """All hours in which a test may have run, with a clock that is an hour wrong."""
+    return time() - 7200, time() + 7200
+
+
+def assert_booked_once(url: str, gateways: Sequence[TellingGateway], engines: Sequence[MeteredEngine]) -> None:
+    """Every request is booked and charged, every microjoule is in the books once, and they close."""
+    store = Store.open(url)
+    rows = {row.request_id: row for row in store.requests(*hours()) if row.booking is not None}
+    ended = [receipt.id for gateway in gateways for receipt in gateway.ended]
+    meters = store.meters(*hours())
+    assert len(set(ended) - rows.keys()) == 0, f"{len(ended)} requests ended"
+    assert [request_id for request_id, row in rows.items() if row.usage.energy_uj is None] == []
+    assert sum(row.requests for row in store.accounts(*hours())) == len(ended)
+    assert sum(row.total.energy_uj or 0 for row in meters) == sum(engine.used_uj for engine in engines)
+    assert sum(row.gaps for row in meters) == 0
+    assert store.close_check(*hours()).closes
+    store.close()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from checkpoints import ENGINE, MANIFEST, interval
 from economizer.variants.manifest import Interval, Manifest
-from economizer_compression.beside_full import beside_full
+from economizer_compression.beside_full import beside_full, energy_methods, methods_told
 
 RATIOS = {"prefill": 1.25, "decode@1": 1.1, "decode@16": 1.2, "ttft": 0.8, "prefill_j": 0.75, "decode_j@16": 0.9}
 FULL = replace(MANIFEST, variant="bf16", full=True, engine=replace(ENGINE, against_full={}))
@@ -45,5 +45,17 @@ def test_the_full_model_and_what_cannot_be_compared_stay_as_they_are() -> None:
     assert beside_full(measured(), None) == measured()
     assert beside_full(measured(hardware="another"), FULL) == measured(hardware="another")
     assert beside_full(measured(engine="another"), FULL) == measured(engine="another")
+    assert beside_full(measured(energy_method="RAPL"), FULL) == measured(energy_method="RAPL")
     unmeasured = replace(measured(), engine=None)
     assert beside_full(unmeasured, FULL) == unmeasured
+
+
+def test_joules_that_were_measured_in_several_ways_are_told_by_way() -> None:
+    unmeasured = replace(measured(energy_method=None), variant="int4")
+    alike = [FULL, measured(), unmeasured]
+    assert methods_told(energy_methods(alike)) == []
+    assert methods_told(energy_methods([*alike, replace(measured(energy_method="RAPL"), variant="fp8")])) == [
+        "joules were measured in 2 ways, which do not compare: measure all alike",
+        "  tiny@bf16, tiny@int8: CPU seconds x 9 W per busy core",
+        "  tiny@fp8: RAPL",
+    ]

@@ -79,6 +79,14 @@ def test_the_full_models_figures_from_other_hardware_are_not_set_beside() -> Non
     assert "| prefill, tokens/s | 1,235 [1,200, 1,300] | unknown | 1.30x [1.28, 1.32] |" in speed
 
 
+def test_the_full_models_joules_by_another_meter_are_not_set_beside_and_its_speed_is() -> None:
+    metered = replace(FULL, engine=replace(ENGINE, energy_method="RAPL"))
+    speed = section(model_card(MANIFEST, [metered]), "Speed and energy")
+    assert "| energy of decode at batch 16, J/token | 0.8 [0.8, 0.8] | unknown | 1.40x [1.38, 1.42] |" in speed
+    assert "| prefill, tokens/s | 1,235 [1,200, 1,300] | 1,235 [1,200, 1,300] | 1.30x [1.28, 1.32] |" in speed
+    assert "Energy: CPU seconds x 9 W per busy core." in speed
+
+
 def test_what_is_unknown_is_said_as_unknown() -> None:
     card = model_card(replace(UNMEASURED, license=None), [])
     assert "license: unknown" in card

@@ -86,6 +86,26 @@ def test_a_slow_variant_that_saves_joules_is_not_dominated() -> None:
     assert judge(made("int4", 0.9, **ratios(0.6, 0.9)), [FULL], MARGINS).promoted
 
 
+def test_joules_by_another_method_are_left_out_and_that_is_told() -> None:
+    other = made("int8", 0.93, **ratios(1.0, 1.0))
+    assert other.engine is not None
+    metered = replace(other, engine=replace(other.engine, energy_method="RAPL"))
+    thriftier = made("int4", 0.9, **ratios(1.0, 0.8))
+    assert judge(thriftier, [FULL, other], MARGINS).promoted
+    verdict = judge(thriftier, [FULL, metered], MARGINS)
+    assert verdict.reasons == (
+        "int8 is as good (quality 0.930, this one 0.900) and this one is nowhere 2% better: best is machine time "
+        "(dollars) per output token, 1.00 of int8's (joules were not compared: int8's were not measured alike)",
+    )
+    assert judge(made("int4", 0.9, **ratios(1.1, 0.8)), [FULL, metered], MARGINS).promoted
+
+
+def test_joules_beside_the_full_model_count_however_it_was_measured_before() -> None:
+    assert FULL.engine is not None
+    full = replace(FULL, engine=replace(FULL.engine, energy_method="RAPL"))
+    assert judge(made("int4", 0.9, **ratios(0.6, 0.9)), [full], MARGINS).promoted
+
+
 def test_what_is_better_by_less_than_the_noise_does_not_count() -> None:
     assert not judge(made("int8", 0.9, **ratios(1.01, 0.99)), [FULL], MARGINS).promoted
 

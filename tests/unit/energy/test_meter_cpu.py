@@ -2,11 +2,11 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import busy_tree
 import pytest
 from economizer.energy.cpu_power import CpuPower
 from economizer.energy.cpu_time import CpuTime
@@ -16,21 +16,6 @@ from economizer.energy.types import Measurement
 from machine_files import MachineFiles
 
 POWER = CpuPower(active_w=4, idle_w=1, source="stated")
-
-# A child whose own child is busy until told to end; it prints what its child used once it has waited for it.
-BUSY_GRANDCHILD = """
-import json, resource, subprocess, sys
-busy = '''
-import sys, time
-while time.process_time() < float(sys.argv[1]): pass
-print("busy", flush=True)
-sys.stdin.read()
-'''
-subprocess.run([sys.executable, "-c", busy, sys.argv[1]])
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps(used.ru_utime + used.ru_stime), flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -111,29 +96,11 @@ def test_an_engine_that_is_gone_is_unknown_until_there_is_one_again(machine: Mac
 
 
 def test_the_joules_of_a_busy_grandchild_are_its_cpu_seconds_while_it_lives_and_after() -> None:
-    busy_s = 0.4
-    meter = CpuMeter(POWER, cores=1)
-    meter.begin("while it lives")
-    meter.begin("all of it")
-    children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    child = subprocess.Popen(
-        [sys.executable, "-c", BUSY_GRANDCHILD, str(busy_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"busy\n"
-    alive = meter.end("while it lives")
-    assert alive.active_uj is not None
+    busy_s, tick_s = 0.4, 1 / os.sysconf("SC_CLK_TCK")
+    ran = subprocess.run([sys.executable, busy_tree.__file__, "metered", str(busy_s)], check=True, capture_output=True)
+    metered = json.loads(ran.stdout)
     # Python's start of both processes comes on top; the two counters of each process are rounded down to ticks.
-    assert busy_s - 4 / os.sysconf("SC_CLK_TCK") <= alive.active_uj / 3_000_000 <= busy_s + 2
-    child.stdin.close()
-    grandchild_s = json.loads(child.stdout.readline())
-    child.wait()
-    child.stdout.close()
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used_s = used.ru_utime + used.ru_stime - children_before.ru_utime - children_before.ru_stime
-    whole = meter.end("all of it")
-    assert whole.active_uj is not None
-    assert whole.active_uj / 3_000_000 == pytest.approx(used_s, abs=2 / os.sysconf("SC_CLK_TCK"))
-    assert used_s >= grandchild_s >= busy_s
-    assert whole.idle_uj == round(whole.seconds * 1_000_000)
+    assert busy_s - 4 * tick_s <= metered["alive_uj"] / 3_000_000 <= metered["used_s"]
+    assert metered["whole_uj"] / 3_000_000 == pytest.approx(metered["used_s"], abs=3 * tick_s)
+    assert metered["used_s"] >= metered["grandchild_s"] >= busy_s
+    assert metered["whole_idle_uj"] == round(metered["seconds"] * 1_000_000)
