@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from economizer.energy.cpu_power import IDLE_SHARE, CpuPower, cpu_power
+from economizer.energy.cpu_power import IDLE_SHARE, TYPICAL, CpuPower, cpu_power
 from economizer.energy.cpu_time import PROC, CpuTime
 from economizer.energy.meter import CounterFailed, EmptyMeter, Meter
 from economizer.energy.meter_cpu import CpuMeter
@@ -24,8 +24,8 @@ class MeterSettings:
     """Which meter is used, and what a logical CPU draws.
 
     ``auto`` takes NVML for an engine with GPUs, else RAPL where it is readable, else the CPU model. ``watts_per_core``
-    is a working CPU's watts where the shipped table is wrong or does not know it, ``watts_per_core_idle`` a waiting
-    one's, by default a fifth of it.
+    is a working CPU's watts where the shipped table is wrong or does not know it (a typical core's are taken then),
+    ``watts_per_core_idle`` a waiting one's, by default a fifth of it.
     """
 
     __pydantic_config__ = _FORBID
@@ -54,29 +54,31 @@ def meter_for(
     cores: float,
     idle_w: float | None,
     gpu_share: float = 1.0,
+    root: int | None = None,
     proc: Path = PROC,
     powercap: Path = POWERCAP,
 ) -> Meter:
-    """The meter for an engine below this process; one that cannot be had is an EmptyMeter that says why.
+    """The meter for an engine; one that cannot be had is an EmptyMeter that says why.
 
     ``gpus`` are the engine's, ``gpu_share`` its part of each; ``cores`` are the logical CPUs kept for it, ``idle_w``
-    what its GPUs draw without work in watts, None not known.
+    what its GPUs draw without work in watts, None not known. The engine is all that runs below the process ``root``,
+    None for this one: its CPU time is the CPU model's, and the engine's part of what RAPL counts. NVML counts whole
+    GPUs, whichever process uses them.
     """
     if settings.kind == "none":
         return EmptyMeter("the configuration wants none")
     if settings.kind == "nvml" or (settings.kind == "auto" and gpus):
         return NvmlMeter(gpus, idle_w=idle_w, share=gpu_share) if gpus else EmptyMeter("the engine has no GPU")
     power = _power(settings) or cpu_power(proc / "cpuinfo")
+    cpu_time = CpuTime(root, proc)
     if settings.kind != "cpu":
         try:
             machine_idle_w = power.idle_w * logical_cpus(proc) if power else None
-            return RaplMeter(cores=cores, idle_w=machine_idle_w, powercap=powercap, proc=proc)
+            return RaplMeter(cores=cores, idle_w=machine_idle_w, powercap=powercap, proc=proc, cpu_time=cpu_time)
         except CounterFailed as failed:
             if settings.kind == "rapl":
                 return EmptyMeter(str(failed))
-    if power is None:
-        return EmptyMeter("no power is known of this CPU: set watts_per_core")
-    return CpuMeter(power, cores=cores, cpu_time=CpuTime(proc=proc))
+    return CpuMeter(power or TYPICAL, cores=cores, cpu_time=cpu_time)
 
 
 def _power(settings: MeterSettings) -> CpuPower | None:

@@ -8,10 +8,6 @@ from economizer.energy.meter import CountingMeter, Used
 from economizer.energy.types import UJ_PER_J
 from economizer.errors import require
 
-# codecarbon's published RAPL logs of an EPYC 8024P and two Xeon E5-2620 v3 lie between 0.5 and 1 times this model of
-# their TDP at loads of 20 % and more: full load stays below the TDP, and half load is above a straight line.
-_UNCERTAINTY = 0.5
-
 
 class CpuMeter(CountingMeter[float]):
     """A model, not a measurement: ``cores`` idle all the time, and what working adds per second of CPU time.
@@ -42,7 +38,7 @@ class _CpuModel:
         power = self._power
         idle_uj = round(power.idle_w * self._cores * seconds * UJ_PER_J)
         active_uj = round((power.active_w - power.idle_w) * (after - before) * UJ_PER_J)
-        return Used(energy_uj=idle_uj + active_uj, idle_uj=idle_uj, uncertainty=_UNCERTAINTY)
+        return Used(energy_uj=idle_uj + active_uj, idle_uj=idle_uj, uncertainty=power.uncertainty)
 
     def describe(self) -> str:
         power = self._power

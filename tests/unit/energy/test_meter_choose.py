@@ -1,13 +1,18 @@
 """Which meter an engine gets, and what a core of its CPU draws."""
 
+import csv
 import os
 from pathlib import Path
+from statistics import median
+from typing import Literal
 
+import economizer.energy.cpu_power as cpu_power_module
 import pytest
 from economizer.energy.choose import MeterSettings, meter_for
-from economizer.energy.cpu_power import CpuPower, cpu_power
+from economizer.energy.cpu_power import TYPICAL, CpuPower, cpu_power
 from machine_files import MachineFiles
 
+TABLE = Path(cpu_power_module.__file__).with_name("cpu_tdp.csv")
 GENOA = ("AuthenticAMD", 25, 17)
 
 
@@ -89,12 +94,21 @@ def test_a_cpu_that_nobody_knows_has_no_power(machine: MachineFiles) -> None:
     assert cpu_power(machine.proc / "no such file") is None
 
 
-def test_auto_takes_the_gpus_then_rapl_then_the_model_then_none(machine: MachineFiles) -> None:
+def test_auto_takes_the_gpus_then_rapl_then_the_model_of_this_cpu_or_a_typical_one(machine: MachineFiles) -> None:
     auto = MeterSettings()
     assert chosen(machine, auto, gpus=("1", "0")) == "NVML's energy counters of GPU 1, 0, 0.5 of each; 90 W idle"
-    assert chosen(machine, auto) == "no meter: no power is known of this CPU: set watts_per_core"
+    assert chosen(machine, auto) == (
+        "CPU time at 5.5 W a core, 1.1 W idle on 2 cores (typical: this CPU is unknown, set watts_per_core)"
+    )
     (machine.proc / "cpuinfo").write_text(x86(*GENOA, "AMD EPYC"))
     assert chosen(machine, auto).startswith("CPU time at 3.75 W a core, 0.75 W idle on 2 cores (360 W / 96 cores")
+
+
+def test_a_typical_core_draws_the_median_of_the_generations_in_the_table() -> None:
+    lines = (line for line in TABLE.read_text().splitlines() if not line.startswith("#"))
+    watts = [float(row["tdp_w"]) / int(row["cores"]) for row in csv.DictReader(lines) if row["typical_of"]]
+    assert TYPICAL.active_w == pytest.approx(median(watts), rel=0.01)
+    assert TYPICAL.uncertainty == 1.0
 
 
 def test_a_meter_that_was_asked_for_and_cannot_be_had_says_why(machine: MachineFiles) -> None:
@@ -123,6 +137,26 @@ def test_stated_watts_win_over_the_table(machine: MachineFiles) -> None:
     assert chosen(machine, MeterSettings(kind="cpu", watts_per_core=5, watts_per_core_idle=0)) == (
         "CPU time at 5 W a core, 0 W idle on 2 cores (the configuration's watts_per_core)"
     )
+
+
+@pytest.mark.parametrize("kind", ["cpu", "rapl"])
+def test_the_cpu_time_of_the_root_that_was_named_counts_and_no_others(
+    machine: MachineFiles, kind: Literal["cpu", "rapl"]
+) -> None:
+    def after(busy: int, engine: int, *, energy_uj: int) -> None:
+        machine.cpus(2, busy=busy)
+        machine.zone("intel-rapl:0", "package-0", energy_uj)
+        for pid, own in ((11, engine), (21, busy - engine)):
+            machine.process(pid - 1, parent=os.getpid())
+            machine.process(pid, parent=pid - 1, own=own)
+
+    machine.process(os.getpid(), parent=1)
+    after(0, 0, energy_uj=0)
+    settings = MeterSettings(kind=kind, watts_per_core=8, watts_per_core_idle=0)
+    meter = meter_for(settings, gpus=(), cores=2, idle_w=None, root=10, proc=machine.proc, powercap=machine.powercap)
+    meter.begin("engine")
+    after(100, 25, energy_uj=8_000_000)
+    assert meter.end("engine").active_uj == 2_000_000
 
 
 @pytest.mark.parametrize(
