@@ -143,11 +143,15 @@ def energy_j_per_token(rounds: Sequence[Round]) -> tuple[Interval, dict[int, Int
 
 
 def paired_ratios(variant: Sequence[Round], full: Sequence[Round]) -> dict[str, Interval]:
-    """Variant over full in each round, over the rounds: ``ttft``, ``prefill``, ``decode@16``, ``decode_j@16``, ..."""
+    """Variant over full in each round, over the rounds: ``ttft``, ``prefill``, ``decode@16``, ``decode_j@16``, ...
+
+    None of energy where one window's is unknown: a manifest then has no joules, and names no method that measured them.
+    """
     ratios = []
+    with_energy = bool(variant) and all(energy_j_per_token(rounds) is not None for rounds in (variant, full))
     for ours, theirs in zip(variant, full, strict=True):
-        above, below = _named(ours), _named(theirs)
-        ratios.append({name: above[name] / below[name] for name in above if below.get(name, 0.0) > 0})
+        above, below = _named(ours, with_energy), _named(theirs, with_energy)
+        ratios.append({name: above[name] / below[name] for name in above if below[name] > 0})
     common = set.intersection(*(set(one) for one in ratios)) if ratios else set()
     return intervals([{name: one[name] for name in one if name in common} for one in ratios]) if ratios else {}
 
@@ -174,9 +178,11 @@ def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _named(figures: Round) -> dict[str, float]:
+def _named(figures: Round, with_energy: bool) -> dict[str, float]:
     named = {"ttft": figures.ttft_s, "prefill": figures.prefill.tokens_per_s}
     named |= {f"decode@{batch}": window.batch_tokens_per_s for batch, window in figures.decode.items()}
+    if not with_energy:
+        return named
     energies = {"prefill_j": figures.prefill.j_per_token}
     energies |= {f"decode_j@{batch}": window.j_per_token for batch, window in figures.decode.items()}
     return named | {name: energy for name, energy in energies.items() if energy is not None}

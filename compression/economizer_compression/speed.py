@@ -11,7 +11,7 @@ from economizer.energy.meter import Meter
 from economizer.variants.manifest import EngineMeasurement
 
 from economizer_compression.errors import CompressionError
-from economizer_compression.metering import energy_method, meter_of
+from economizer_compression.metering import energy_method, meter_of, see_rest
 from economizer_compression.provenance import hardware
 from economizer_compression.rates import (
     DecodeWindow,
@@ -133,8 +133,9 @@ def measure_pair(
 
 def _take_turns(engines: Sequence[Engine], plan: MeasurePlan, progress: Progress | None) -> list[_Side]:
     with ExitStack() as stack:
-        meters = [stack.enter_context(closing(meter_of(engine.settings))) for engine in engines]
+        meters = [stack.enter_context(closing(meter_of(engine.settings, engine.pid))) for engine in engines]
         sides = [_Side(engine, meter, plan) for engine, meter in zip(engines, meters, strict=True)]
+        see_rest(meters)
         rate = min(side.warm_up() for side in sides)
         for side in sides:
             side.plan_prompts(rate)

@@ -27,7 +27,7 @@ ARGS: dict[str, Any] = {
                         "decode_tokens_per_s": {8: 200, 1: 31.4},
                         "source": "made up",
                     },
-                    "power": {"active_w": 12, "source": "made up"},
+                    "power": {"active_w": 12, "idle_w": 2, "source": "made up"},
                 },
                 "int8": {"engine": {"command": ["server"]}, "context_tokens_max": 2048, "hardware": "cpu"},
                 "tiny": {
@@ -92,7 +92,7 @@ def test_variants_are_shown_as_a_table_where_the_unknown_is_a_dash(
     assert capsys.readouterr().out == (
         "name    full  routed  quality  low   kl     top1   MB   prefill/s  decode/s  J/token  USD/h  context  replicas"
         "  hardware\n"
-        "m@full  yes   yes     1        0.98  -      -      -    703.5      8:200     0.06     0.1    4096     1-1     "
+        "m@full  yes   yes     1        0.98  -      -      -    703.5      8:200     0.05     0.1    4096     1-1     "
         "  cpu\n"
         "m@int8        yes     -        -     -      -      -    -          -         -        0.1    2048     1-1     "
         "  cpu\n"
@@ -125,8 +125,8 @@ def test_variants_for_machines_are_json(tmp_path: Path, capsys: pytest.CaptureFi
         "replicas": "1-1",
         "hardware": "cpu",
     }
-    # By the watts over the rate of the largest batch where no joules were measured.
-    assert (full["energy_j_per_token"], full["decode_j_per_token"]) == (12 / 200, None)
+    # By what work adds to idle watts, over the rate of the largest batch, where no joules were measured.
+    assert (full["energy_j_per_token"], full["decode_j_per_token"]) == ((12 - 2) / 200, None)
     measured = {
         "routed": False,
         "kl_mean": 0.018,

@@ -94,13 +94,14 @@ def _variant_row(variant: Variant, v_full: str) -> dict[str, Any]:
 
 
 def _energy_j_per_token(variant: Variant) -> float | None:
-    """Joules per output token at the largest batch that was measured."""
+    """Active joules per output token at the largest batch that was measured."""
     if variant.energy is not None:
         card = variant.energy.decode_j_per_token
         return card[max(card)]
-    if variant.power is not None and variant.speed is not None:
-        rates = variant.speed.decode_tokens_per_s
-        return variant.power.active_w / rates[max(rates)]
+    power, speed = variant.power, variant.speed
+    if power is not None and speed is not None:
+        rates = speed.decode_tokens_per_s
+        return (power.active_w - power.idle_w) / rates[max(rates)]
     return None
 
 

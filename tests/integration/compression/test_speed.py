@@ -82,7 +82,7 @@ def test_all_speeds_are_measured_and_make_sense(job: Job) -> None:
 
 def test_joules_are_what_busy_cores_add_to_idle_ones(job: Job) -> None:
     found = job.measured["measured"]
-    assert found["energy_method"].startswith("above idle, by CPU time at 4 W a core, 1 W idle on ")
+    assert found["energy_method"].startswith("active energy, by CPU time at 4 W a core, 1 W idle on ")
     rates = [found["prefill_tokens_per_s"], *found["decode_tokens_per_s"].values()]
     energies = [found["prefill_j_per_token"], *found["decode_j_per_token"].values()]
     for rate, energy in zip(rates, energies, strict=True):

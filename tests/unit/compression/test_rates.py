@@ -105,11 +105,11 @@ def test_nothing_is_compared_with_no_rounds_of_the_full_model() -> None:
     assert paired_ratios([], []) == {}
 
 
-def test_energy_that_one_round_does_not_know_is_no_ratio_and_the_speeds_stay() -> None:
+def test_energy_that_one_window_does_not_know_leaves_no_joules_and_no_ratio_of_them_and_the_speeds_stay() -> None:
     full = [figures(ttft_s=0.2, prefill_s=2.0, rate=10, active_w=3.0)] * 2
     variant = [replace(full[0], decode={2: DecodeWindow(tokens_per_s=(10, 10), active_w=None)}), full[0]]
-    assert paired_ratios(variant, full).keys() == {"ttft", "prefill", "decode@2", "prefill_j"}
-    assert paired_ratios(full, variant).keys() == {"ttft", "prefill", "decode@2", "prefill_j"}
+    assert paired_ratios(variant, full).keys() == {"ttft", "prefill", "decode@2"}
+    assert paired_ratios(full, variant).keys() == {"ttft", "prefill", "decode@2"}
     assert energy_j_per_token(variant) is None
 
 
