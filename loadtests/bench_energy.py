@@ -53,7 +53,7 @@ class Kind:
 
 
 CHATS = Kind(name="chats", requests=24, at_once=6, prompt_tokens=40, output_tokens=120)
-LONG = Kind(name="long prompts", requests=10, at_once=2, prompt_tokens=1500, output_tokens=4)
+LONG = Kind(name="long prompts", requests=10, at_once=2, prompt_tokens=1200, output_tokens=4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,18 +1,23 @@
-"""Small variants and fleets that the unit tests share. The numbers are powers of two, so that costs come out even.
+"""Small variants, fleets and receipts that the unit tests share.
 
-By these cards a prompt of 128 tokens and an answer of 9 take 1/8 + 8/64 = 1/4 s of an engine, so 25 J at 100 W.
+The numbers are powers of two, so that costs come out even. By these cards a prompt of 128 tokens and an answer of 9
+take 1/8 + 8/64 = 1/4 s of an engine, so 25 J at 100 W.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from economizer.gateway.receipts import Receipt
+from economizer.router.decide import decide
+from economizer.router.policies import POLICIES
 from economizer.router.types import (
     LatencyPrediction,
     LatencyPredictor,
     Quantiles,
     ReplicaState,
     RequestProfile,
+    Terms,
     VariantState,
 )
 from economizer.variants.types import PowerCard, Price, QualityCard, SpeedCard, Variant
@@ -123,4 +128,35 @@ def chat(
         output_tokens_expected=output_tokens_expected,
         session=session,
         prefix_hashes=prefix_hashes,
+    )
+
+
+FULL = variant("full", usd_per_hour=3600.0)
+INT8 = variant("int8", quality=0.9, usd_per_hour=1800.0)
+
+
+def receipt(
+    receipt_id: str = "ecr-1",
+    *,
+    caller: str = "ann",
+    served: Variant | None = INT8,
+    terms: Terms | None = None,
+    fleet: tuple[VariantState, ...] | None = None,
+) -> Receipt:
+    """Of a chat that was decided between both variants, and has not ended."""
+    terms = terms or Terms()
+    fleet = fleet or (state(FULL, IDLE), state(INT8, IDLE))
+    return Receipt(
+        id=receipt_id,
+        caller=caller,
+        tenant="anonymous",
+        key_id="",
+        created_s=1700000000.75,
+        endpoint="chat",
+        model="m",
+        stream=False,
+        terms=terms,
+        decision=decide(chat(), terms, fleet, POLICIES["cheap"]),
+        variant=served,
+        full=FULL,
     )

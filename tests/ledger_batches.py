@@ -25,6 +25,7 @@ from economizer.ledger.types import (
     Batch,
     Booking,
     Kind,
+    Moved,
     Posting,
     Settled,
     Share,
@@ -97,6 +98,45 @@ def settled(
     return Settled(window=window, total=total, postings=postings, shares=shares)
 
 
+def small_bill(began_s: int, idle_uj: int = 800_000) -> Batch:
+    """One window of 1 J and 20 micro-dollars in m@int8, from the 10th second on: 0.2 J and 4 micro-dollars are acme's,
+    the rest idle; and acme's one request."""
+    window = Window(
+        engine="e1",
+        number=0,
+        variant="m@int8",
+        began_s=began_s + 10,
+        ended_s=began_s + 11,
+        measurement=Measurement(seconds=1.0, energy_uj=1_000_000, idle_uj=800_000, method="rapl"),
+    )
+
+    def put(tenant: str, kind: Kind, energy_uj: int, cost_uusd: int) -> Posting:
+        account = Account(hour=int(began_s // HOUR_S), tenant=tenant, family="m", variant="int8", kind=kind)
+        return Posting(account=account, amounts=amounts(energy_uj, cost_uusd))
+
+    one = Settled(
+        window=window,
+        total=amounts(1_000_000, 20),
+        postings=(put("acme", "active", 200_000, 4), put(NOBODY, "idle", idle_uj, 16)),
+        shares=(),
+    )
+    request = Booking(
+        request_id="r1",
+        tenant="acme",
+        family="m",
+        variant="int8",
+        endpoint="/v1/chat/completions",
+        outcome="ok",
+        attempts=1,
+        began_s=began_s + 10,
+        ended_s=began_s + 11,
+        prompt_tokens=8,
+        cached_tokens=4,
+        output_tokens=4,
+    )
+    return Batch(id="b1", settled=(one,), bookings=(request,))
+
+
 def stream(seed: int, count: int) -> Iterator[Batch]:
     """Batches as a bookkeeper writes them, over some hours: windows, then the bookings of the requests in them, and
     transfers of attempts that failed."""
@@ -116,11 +156,9 @@ def stream(seed: int, count: int) -> Iterator[Batch]:
             bookings += [booking(one, tenant=tenants[one], began_s=ended_s - 1, ended_s=ended_s) for one in ids]
             for one in shares:
                 if random.random() < 0.2:
-                    back = posting(-one.usage, "active", tenants[one.request_id], hour)
-                    lost = posting(one.usage, "lost", NOBODY, hour)
-                    transfers.append(
-                        Transfer(request_id=one.request_id, attempt=0, shares=(one,), postings=(back, lost))
-                    )
+                    account = posting(UNKNOWN, "active", tenants[one.request_id], hour).account
+                    moved = Moved(engine=engine, number=number, account=account, share=one)
+                    transfers.append(Transfer(request_id=one.request_id, attempt=0, parts=(moved,)))
         yield Batch(
             id=f"{seed}-{number}",
             settled=tuple(windows),
@@ -164,7 +202,7 @@ def charges(batches: Iterable[Batch]) -> dict[str, tuple[Amounts, Amounts, Amoun
         for one in (one for window in batch.settled for one in window.shares):
             usage, idle, lost = found.get(one.request_id, (UNKNOWN, UNKNOWN, UNKNOWN))
             found[one.request_id] = (usage + one.usage, idle + one.idle, lost)
-        for one in (one for transfer in batch.transfers for one in transfer.shares):
+        for one in (part.share for transfer in batch.transfers for part in transfer.parts):
             usage, idle, lost = found.get(one.request_id, (UNKNOWN, UNKNOWN, UNKNOWN))
             found[one.request_id] = (usage + -one.usage, idle + -one.idle, lost + one.usage)
     return found

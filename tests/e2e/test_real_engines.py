@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 import yaml
 from fleet import Fleet, until
 from openai import OpenAI
+from real_engines import EnginePage, engine_process
 
 MODEL = "smollm2-135m"
 QUESTION: Any = [{"role": "user", "content": "What is an economizer? Answer in one sentence."}]
@@ -39,12 +37,6 @@ def chosen(client: OpenAI, headers: Mapping[str, str], model: str = MODEL, **bod
     return str(answer.headers["x-economizer-variant"])
 
 
-def engines(fleet: Fleet) -> dict[str, dict[str, Any]]:
-    """What each engine last reported, by variant."""
-    with urllib.request.urlopen(f"{fleet.url}/readyz", timeout=10) as page:
-        return {engine["variant"]: engine for engine in json.load(page)["engines"]}
-
-
 def kept_receipt(client: OpenAI, request_id: str) -> Any:
     """A receipt, which is kept once the gateway is done with a request: a moment after its last byte."""
     for _ in range(20):
@@ -53,15 +45,6 @@ def kept_receipt(client: OpenAI, request_id: str) -> Any:
         except openai.NotFoundError:
             time.sleep(0.1)
     return client.get(f"/receipts/{request_id}", cast_to=object)
-
-
-def engine_process(fleet: Fleet, variant: str) -> int:
-    """The process id of a variant's vLLM server."""
-    for pid in fleet.processes():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"vllm.entrypoints.openai.api_server" in words[:4] and variant.encode() in words:
-            return pid
-    raise AssertionError(f"no engine of {variant} runs")
 
 
 def test_a_chat_answer_carries_its_receipt_in_usage_and_headers(client: OpenAI) -> None:
@@ -213,44 +196,6 @@ def test_a_caller_that_leaves_stops_the_engine_within_a_second(client: OpenAI, f
     produced = page.generated()
     time.sleep(1)
     assert page.generated() == produced
-
-
-class EnginePage:
-    """An engine's own metrics page, which is open on loopback."""
-
-    def __init__(self, fleet: Fleet, variant: str) -> None:
-        pid = engine_process(fleet, variant)
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        self._url = f"http://127.0.0.1:{words[words.index('--port') + 1]}/metrics"
-
-    def _value(self, name: str) -> float:
-        with urllib.request.urlopen(self._url, timeout=10) as page:
-            lines = page.read().decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
-
-    def running(self) -> float:
-        """Requests in its batch."""
-        return self._value("vllm:num_requests_running")
-
-    def generated(self) -> float:
-        """Tokens that it has produced so far."""
-        return self._value("vllm:generation_tokens_total")
-
-
-def test_a_killed_engine_costs_no_request_that_another_variant_may_answer_and_comes_back(
-    client: OpenAI, fleet: Fleet
-) -> None:
-    variant = f"{MODEL}@bf16"
-    os.kill(engine_process(fleet, variant), signal.SIGKILL)
-    for _ in range(5):
-        assert chosen(client, {"x-economizer-policy": "cheap"}) == "int8"
-    with pytest.raises(openai.InternalServerError) as refused:
-        chosen(client, {}, variant)
-    assert refused.value.status_code == 503
-    assert refused.value.response.headers["retry-after"]
-    until(lambda: engines(fleet)[variant]["state"] != "ready", 30)
-    until(lambda: engines(fleet)[variant]["state"] == "ready", 240)
-    assert chosen(client, {}, variant) == "bf16"
 
 
 def test_a_rolling_redeploy_loses_no_request(client: OpenAI, fleet: Fleet) -> None:

@@ -9,50 +9,11 @@ import yaml
 from economizer.admission.keys import KeyRecord, hash_of
 from economizer.cli import main
 from economizer.config import IMPORT_PATH
-from economizer.energy.types import Measurement, Window
 from economizer.ledger.store import Store
-from economizer.ledger.types import NOBODY, Account, Amounts, Batch, Booking, Posting, Settled
+from economizer.ledger.types import Batch
+from ledger_batches import small_bill
 
 BEGAN_S = 1_763_942_400  # 2025-11-24
-HOUR = BEGAN_S // 3600
-
-
-def batch(idle_uj: int = 800_000) -> Batch:
-    """One window of 1 J and 20 micro-dollars: 0.2 J and 4 micro-dollars of acme's, the rest idle."""
-    window = Window(
-        engine="e1",
-        number=0,
-        variant="m@int8",
-        began_s=BEGAN_S + 10,
-        ended_s=BEGAN_S + 11,
-        measurement=Measurement(seconds=1.0, energy_uj=1_000_000, idle_uj=800_000, method="rapl"),
-    )
-
-    def posting(tenant: str, kind: Any, energy_uj: int, cost_uusd: int) -> Posting:
-        account = Account(hour=HOUR, tenant=tenant, family="m", variant="int8", kind=kind)
-        return Posting(account=account, amounts=Amounts(energy_uj=energy_uj, cost_uusd=cost_uusd))
-
-    settled = Settled(
-        window=window,
-        total=Amounts(energy_uj=1_000_000, cost_uusd=20),
-        postings=(posting("acme", "active", 200_000, 4), posting(NOBODY, "idle", idle_uj, 16)),
-        shares=(),
-    )
-    booking = Booking(
-        request_id="r1",
-        tenant="acme",
-        family="m",
-        variant="int8",
-        endpoint="/v1/chat/completions",
-        outcome="ok",
-        attempts=1,
-        began_s=BEGAN_S + 10,
-        ended_s=BEGAN_S + 11,
-        prompt_tokens=8,
-        cached_tokens=4,
-        output_tokens=4,
-    )
-    return Batch(id="b1", settled=(settled,), bookings=(booking,))
 
 
 def written(path: Path, what: Batch) -> str:
@@ -66,7 +27,7 @@ def written(path: Path, what: Batch) -> str:
 @pytest.fixture
 def ledger(tmp_path: Path) -> str:
     """The URL of a ledger with one window in it."""
-    return written(tmp_path / "ledger.db", batch())
+    return written(tmp_path / "ledger.db", small_bill(BEGAN_S))
 
 
 def bill(*words: str) -> list[str]:
@@ -114,7 +75,7 @@ def test_a_bill_for_machines(ledger: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_bill_that_does_not_close_is_shown_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    url = written(tmp_path / "wrong.db", batch(idle_uj=700_000))
+    url = written(tmp_path / "wrong.db", small_bill(BEGAN_S, idle_uj=700_000))
     assert main(bill("--ledger", url)) == 1
     out, err = capsys.readouterr()
     assert out.endswith("the bill does not close: meters less accounts +100000 uJ\n")

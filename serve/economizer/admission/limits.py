@@ -12,7 +12,7 @@ month and what is reserved. A request that is refused changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -181,7 +181,7 @@ class Limits:
     def spent(self, tenant: str, use: Use, at_s: float) -> None:
         """Book what was used at ``at_s``, in seconds since the epoch, to the day and the month of that moment.
 
-        The books of the running day and month are loaded with it too. Negative amounts take back.
+        Negative amounts take back.
         """
         for unit in UNITS:
             for per in PERS:
@@ -192,6 +192,15 @@ class Limits:
                     windows[began_s] = windows.get(began_s, 0) + micro
                     if len(windows) > _WINDOWS_KEPT:
                         del windows[min(windows)]
+
+    def begin_with(self, spent: Mapping[Per, Mapping[str, Use]], now_s: float) -> None:
+        """Forget all that was spent: in the running day and month it was this, by tenant."""
+        self._spent.clear()
+        for per, uses in spent.items():
+            began_s = window_began_s(per, now_s)
+            for tenant, use in uses.items():
+                for unit in UNITS:
+                    self._spent[tenant, unit, per] = {began_s: use.micro(unit)}
 
     def used_micro(self, tenant: str, budget: Budget, now_s: float) -> int:
         """What is spent and reserved of a budget, in millionths of its unit."""

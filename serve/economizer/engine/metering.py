@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import islice
 from time import time
 
 from economizer.energy.meter import Meter
@@ -15,7 +17,9 @@ from economizer.engine.scrape import EngineLoad
 
 _KEY = "engine"
 _KEPT_MAX = 3600  # windows; beyond it the oldest are dropped, and their numbers are missing in the books
-_CLOSE_S = 2.0
+_CALL_MAX = 120  # windows in one call, the oldest first
+_SEND_S = 5.0  # for the bookkeeper's answer to one
+_CLOSE_S = 2.0  # for all of them at the end
 
 logger = logging.getLogger("economizer.engine")
 
@@ -35,23 +39,30 @@ class Metering:
         self._kept: deque[Window] = deque(maxlen=_KEPT_MAX)
         self._before = EngineLoad()
         self._state = _state(engine)
-        self._task: asyncio.Task[None] | None = None
+        self._read_one = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
         logger.info("%s is metered by %s", replica, meter.describe())
         meter.begin(_KEY)
 
     def start(self, period_s: float) -> None:
-        """Read the meter every ``period_s`` until closed."""
-        self._task = asyncio.create_task(self._keep_reading(period_s))
+        """Read the meter every ``period_s`` until closed, whether its windows are taken or not."""
+        self._reading = asyncio.create_task(self._keep_reading(period_s))
+        self._sending = asyncio.create_task(self._keep_sending())
 
     async def close(self) -> None:
         """Read the meter for the last time and hand over what is kept, as far as the bookkeeper still takes it."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        await self._read(last=True)
+        self._closing.set()
+        if self._reading is not None:
+            await self._reading  # not cancelled: a meter that was read has begun its next window
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
+        await self._try_to_read(last=True)
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._hand_over()
+                await self._hand_over_all()
         except TimeoutError:
             logger.warning("%s: the bookkeeper did not take the last windows", self._replica)
         self._meter.close()
@@ -61,9 +72,23 @@ class Metering:
         due_s = loop.time()
         while True:
             due_s = max(due_s + period_s, loop.time())
-            await asyncio.sleep(due_s - loop.time())
-            await self._read(last=False)
-            await self._hand_over()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due_s):
+                    await self._closing.wait()
+                return
+            await self._try_to_read(last=False)
+
+    async def _keep_sending(self) -> None:
+        while True:
+            await self._read_one.wait()
+            self._read_one.clear()
+            await self._hand_over(tuple(islice(self._kept, _CALL_MAX)))
+
+    async def _try_to_read(self, *, last: bool) -> None:
+        try:
+            await self._read(last=last)
+        except Exception:  # whatever a meter raises, it is asked again: the next window is as long as both
+            logger.exception("%s: its meter was not read", self._replica)
 
     async def _read(self, *, last: bool) -> None:
         """One window more. It counts as what its engine was at when it began."""
@@ -89,15 +114,23 @@ class Metering:
         )
         self._number += 1
         self._kept.append(window)
+        self._read_one.set()
 
-    async def _hand_over(self) -> None:
+    async def _hand_over_all(self) -> None:
+        windows = tuple(self._kept)
+        for first in range(0, len(windows), _CALL_MAX):
+            await self._hand_over(windows[first : first + _CALL_MAX])
+
+    async def _hand_over(self, windows: Sequence[Window]) -> None:
+        """Send windows, and forget those that are on disk."""
         try:
-            kept = await self._send(self._replica, tuple(self._kept))
+            async with asyncio.timeout(_SEND_S):
+                kept = await self._send(self._replica, windows)
+            while self._kept and self._kept[0].number <= kept:
+                self._kept.popleft()
         except Exception as error:  # noqa: BLE001 - Ray and Serve raise many things while the bookkeeper is replaced
-            logger.warning("%s: %d windows wait for the bookkeeper: %s", self._replica, len(self._kept), error)
-            return
-        while self._kept and self._kept[0].number <= kept:
-            self._kept.popleft()
+            problem = str(error) or type(error).__name__
+            logger.warning("%s: %d windows wait for the bookkeeper: %s", self._replica, len(self._kept), problem)
 
 
 def _state(engine: EngineProcess) -> WindowState:

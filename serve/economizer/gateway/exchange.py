@@ -26,7 +26,7 @@ from economizer.gateway.fleet import ReplicaReport, Timing, VariantRecord
 from economizer.gateway.gatekeeper import Party
 from economizer.gateway.openai import WireRequest, number, read_request
 from economizer.gateway.receipts import Attempt, Receipt, new_request_id
-from economizer.gateway.relay import EngineAnswer, forwarded_headers
+from economizer.gateway.relay import EngineAnswer, EngineNotReached, forwarded_headers
 from economizer.gateway.state import Gateway
 from economizer.gateway.work import AttemptWork
 from economizer.router.decide import decide, refusal_error, worth_waking
@@ -255,8 +255,10 @@ class Exchange:
 
         job.delivery.on_answered = answered
         error: EngineFailed | EngineTimeout | None = None
+        refused = False
         try:
             answer = await self._ask(report, job.wire, record.name_at_engine(profile))
+            refused = answer.status >= 400
             try:
                 first_s = gateway.now_s()
                 dispatch.prefilled(first_s)
@@ -277,9 +279,8 @@ class Exchange:
             ended_s = gateway.now_s()
             dispatch.ended(ended_s, failed=failed)
             if work is not None:
-                refused = receipt.status is not None and receipt.status >= 400
-                lost = error is not None or (refused and receipt.status != 499)
-                work.end(ended_s, receipt.usage, lost=lost, worked=not refused)
+                worked = not refused and not isinstance(error, EngineNotReached)
+                work.end(ended_s, receipt.usage, lost=error is not None or refused, worked=worked)
             receipt.attempts.append(
                 Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
             )
@@ -299,7 +300,8 @@ class Exchange:
             variant=variant,
             engine=replica,
             sent_s=sent_s,
-            prompt_tokens=profile.prompt_tokens * (1 - cached),
+            prompt_tokens=profile.prompt_tokens,
+            cached_tokens=profile.prompt_tokens * cached,
             output_tokens_max=profile.output_tokens_max,
             streamed=job.wire.stream,
             ttft_s=predicted.ttft_s.p50 - (predicted.wake_s or 0.0) if predicted.ttft_s is not None else None,

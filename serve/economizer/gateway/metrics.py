@@ -57,32 +57,11 @@ class _Answers:
                 self.energy_j.inc(receipt.costs.energy_j)
 
 
-class Metrics:
-    """One gateway replica's metrics, in a registry of its own."""
+class _AnswerMetrics:
+    """What every variant's answers are counted in, by endpoint."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._answers: dict[tuple[str, str, str], _Answers] = {}
-        new = self.registry
-        self._requests = Counter(
-            "economizer_requests", "Requests by what became of them.", ("family", "variant", "outcome"), registry=new
-        )
-        self._refusals = Counter(
-            "economizer_refusals", "Requests refused before any work.", ("family", "reason"), registry=new
-        )
-        self._unfit = Counter(
-            "economizer_unfit", "Variants passed over, by the term they failed.", ("variant", "term"), registry=new
-        )
-        self._decisions = Counter(
-            "economizer_decisions", "Decisions by variant.", ("family", "variant", "policy"), registry=new
-        )
-        self._retries = Counter("economizer_retries", "Requests sent a second time.", ("variant",), registry=new)
-        self._overhead = Histogram(
-            "economizer_relay_overhead_seconds",
-            "Time in the gateway before the engine was asked.",
-            buckets=_OVERHEAD,
-            registry=new,
-        )
+    def __init__(self, new: CollectorRegistry) -> None:
+        self._known: dict[tuple[str, str, str], _Answers] = {}
         self._ttft = Histogram(
             "gen_ai_server_time_to_first_token_seconds", "Measured.", _MODEL, buckets=_SECONDS, registry=new
         )
@@ -106,6 +85,92 @@ class Metrics:
             buckets=_SECONDS,
             registry=new,
         )
+        self._cost = Counter(
+            "economizer_estimated_cost",
+            "Dollars of answers by their variants' cards, active share.",
+            ("family", "variant"),
+            unit="usd",
+            registry=new,
+        )
+        self._energy = Counter(
+            "economizer_estimated_energy",
+            "Joules of answers by their variants' cards, active share.",
+            ("family", "variant"),
+            unit="joules",
+            registry=new,
+        )
+
+    def of(self, family: str, variant: Variant, endpoint: str) -> _Answers:
+        key = (family, variant.id, endpoint)
+        if key not in self._known:
+            self._known[key] = self._new(family, variant, endpoint)
+        return self._known[key]
+
+    def _new(self, family: str, variant: Variant, endpoint: str) -> _Answers:
+        model = (family, variant.id)
+        return _Answers(
+            duration=self._duration.labels(*model, endpoint),
+            ttft=self._ttft.labels(*model),
+            ttft_predicted=self._predicted.labels(variant.id, "ttft"),
+            tpot=self._tpot.labels(*model),
+            tpot_predicted=self._predicted.labels(variant.id, "tpot"),
+            prompt_tokens=self._tokens.labels(*model, "input"),
+            output_tokens=self._tokens.labels(*model, "output"),
+            cost_usd=self._cost.labels(family, variant.name),
+            energy_j=self._energy.labels(family, variant.name),
+        )
+
+
+class _Booked:
+    """What is booked, by tenant as long as there are few of them."""
+
+    def __init__(self, new: CollectorRegistry) -> None:
+        self._tenants: set[str] = set()
+        labels = ("tenant", "family", "variant", "kind")
+        self._counters = (
+            Counter("economizer_energy", "Metered joules, as they are booked.", labels, unit="joules", registry=new),
+            Counter("economizer_cost", "Dollars, as they are booked.", labels, unit="usd", registry=new),
+            Counter("economizer_carbon", "Grams of CO2e, as they are booked.", labels, unit="grams", registry=new),
+        )
+
+    def add(self, posting: Posting) -> None:
+        account, amounts = posting.account, posting.amounts
+        if account.tenant not in self._tenants and len(self._tenants) < _TENANTS_MAX:
+            self._tenants.add(account.tenant)
+        tenant = account.tenant if account.tenant in self._tenants else "other"
+        values = (amounts.energy_uj, amounts.cost_uusd, amounts.carbon_ug)
+        for counter, micro in zip(self._counters, values, strict=True):
+            if micro is not None and micro > 0:
+                counter.labels(tenant, account.family, account.variant, account.kind).inc(micro / 1e6)
+
+
+class Metrics:
+    """One gateway replica's metrics, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._answers = _AnswerMetrics(self.registry)
+        self._booked = _Booked(self.registry)
+        new = self.registry
+        self._requests = Counter(
+            "economizer_requests", "Requests by what became of them.", ("family", "variant", "outcome"), registry=new
+        )
+        self._refusals = Counter(
+            "economizer_refusals", "Requests refused before any work.", ("family", "reason"), registry=new
+        )
+        self._unfit = Counter(
+            "economizer_unfit", "Variants passed over, by the term they failed.", ("variant", "term"), registry=new
+        )
+        self._decisions = Counter(
+            "economizer_decisions", "Decisions by variant.", ("family", "variant", "policy"), registry=new
+        )
+        self._retries = Counter("economizer_retries", "Requests sent a second time.", ("variant",), registry=new)
+        self._overhead = Histogram(
+            "economizer_relay_overhead_seconds",
+            "Time in the gateway before the engine was asked.",
+            buckets=_OVERHEAD,
+            registry=new,
+        )
         self._error = Gauge(
             "economizer_prediction_error_ratio",
             "Mean absolute error of the median prediction, over the actual.",
@@ -122,40 +187,11 @@ class Metrics:
         self._engines = Gauge(
             "economizer_engines", "Engines by the state they report.", ("variant", "state"), registry=new
         )
-        self._cost = Counter(
-            "economizer_estimated_cost",
-            "Dollars of answers by their variants' cards, active share.",
-            ("family", "variant"),
-            unit="usd",
-            registry=new,
-        )
-        self._energy = Counter(
-            "economizer_estimated_energy",
-            "Joules of answers by their variants' cards, active share.",
-            ("family", "variant"),
-            unit="joules",
-            registry=new,
-        )
-
-        labels = ("tenant", "family", "variant", "kind")
-        self._tenants: set[str] = set()
-        self._booked = (
-            Counter("economizer_energy", "Metered joules, as they are booked.", labels, unit="joules", registry=new),
-            Counter("economizer_cost", "Dollars, as they are booked.", labels, unit="usd", registry=new),
-            Counter("economizer_carbon", "Grams of CO2e, as they are booked.", labels, unit="grams", registry=new),
-        )
 
     def posted(self, postings: Sequence[Posting]) -> None:
-        """Amounts were booked. What a failed attempt was charged stays where it was first put: counters only grow."""
+        """Amounts were booked. Counters only grow, so the bookkeeper sets off later what it takes back."""
         for posting in postings:
-            account, amounts = posting.account, posting.amounts
-            if account.tenant not in self._tenants and len(self._tenants) < _TENANTS_MAX:
-                self._tenants.add(account.tenant)
-            tenant = account.tenant if account.tenant in self._tenants else "other"
-            values = (amounts.energy_uj, amounts.cost_uusd, amounts.carbon_ug)
-            for counter, micro in zip(self._booked, values, strict=True):
-                if micro is not None and micro > 0:
-                    counter.labels(tenant, account.family, account.variant, account.kind).inc(micro / 1e6)
+            self._booked.add(posting)
 
     def decided(self, decision: Decision) -> None:
         """A decision was made, well or ill."""
@@ -183,24 +219,8 @@ class Metrics:
         family, variant = receipt.decision.family, receipt.variant
         self._requests.labels(family, variant.name if variant else "", receipt.outcome).inc()
         if variant is not None:
-            key = (family, variant.id, receipt.endpoint)
-            if key not in self._answers:
-                self._answers[key] = self._answers_of(family, variant, receipt.endpoint)
-            self._answers[key].add(receipt, receipt.last_decision.candidate(variant.name).prediction)
-
-    def _answers_of(self, family: str, variant: Variant, endpoint: str) -> _Answers:
-        model = (family, variant.id)
-        return _Answers(
-            duration=self._duration.labels(*model, endpoint),
-            ttft=self._ttft.labels(*model),
-            ttft_predicted=self._predicted.labels(variant.id, "ttft"),
-            tpot=self._tpot.labels(*model),
-            tpot_predicted=self._predicted.labels(variant.id, "tpot"),
-            prompt_tokens=self._tokens.labels(*model, "input"),
-            output_tokens=self._tokens.labels(*model, "output"),
-            cost_usd=self._cost.labels(family, variant.name),
-            energy_j=self._energy.labels(family, variant.name),
-        )
+            answers = self._answers.of(family, variant, receipt.endpoint)
+            answers.add(receipt, receipt.last_decision.candidate(variant.name).prediction)
 
     def page(self, fleet: Fleet, in_flight: int) -> bytes:
         """The text page, with the gauges brought up to date."""

@@ -57,6 +57,10 @@ def read_usage(usage: Mapping[str, Any]) -> Usage | None:
     return Usage(prompt_tokens=prompt, output_tokens=output, cached_tokens=cached if isinstance(cached, int) else None)
 
 
+class EngineNotReached(EngineFailed):
+    """There was no connection to the engine, so that it never got the request."""
+
+
 class EngineAnswer:
     """An engine's answer whose head and first bytes have come. Close it, always: that also stops the engine's work."""
 
@@ -168,8 +172,8 @@ class Relay:
     ) -> EngineAnswer:
         """Send a request; returns when the answer's first bytes are there.
 
-        ``deadline_s`` shortens the wait for the first byte. Raises EngineFailed when the engine cannot be reached or
-        breaks off, EngineTimeout when it does not answer in time.
+        ``deadline_s`` shortens the wait for the first byte. Raises EngineNotReached when there is no connection to the
+        engine, EngineFailed when it breaks off, EngineTimeout when it does not answer in time.
         """
         wait_s = self._first_byte_timeout_s if deadline_s is None else min(deadline_s, self._first_byte_timeout_s)
         response: aiohttp.ClientResponse | None = None
@@ -177,8 +181,8 @@ class Relay:
             async with asyncio.timeout(wait_s):
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
                 first = await response.content.readany()
-        except aiohttp.ServerTimeoutError as error:  # of the connection: it is a TimeoutError, too
-            raise EngineFailed(f"The engine could not be reached: {type(error).__name__}.") from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise EngineNotReached(f"The engine could not be reached: {type(error).__name__}.") from error
         except TimeoutError as error:
             _drop(response)
             raise EngineTimeout(f"The engine gave no first byte within {wait_s:g} s.") from error

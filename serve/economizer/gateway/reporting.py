@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Protocol
@@ -17,12 +17,12 @@ from economizer.gateway.organization import Books
 from economizer.gateway.receipts import Receipt
 from economizer.gateway.work import AttemptWork
 from economizer.ledger.bookkeeper import Reply, Seen
-from economizer.ledger.types import Charge, Posting, Report, RequestRow
+from economizer.ledger.types import Booking, Charge, Posting, Report, RequestRow, Slice
 from economizer.variants.types import Price
 
 _REST_S = 1.0  # between reports while nothing happens
 _GONE_S = 5.0  # without an answer from the bookkeeper
-_REPORTS_MAX = 2400  # kept without an answer; some ten minutes
+_KEPT_MAX = 200_000  # slices, bookings and releases that are not on disk yet; some ten minutes, and 100 MiB
 _OPEN_MAX = 20_000  # receipts that wait for their last charge
 
 logger = logging.getLogger("economizer.gateway")
@@ -57,12 +57,13 @@ class Reporter:
         self._on_keys = on_keys
         self._on_prices = on_prices
         self._on_posted = on_posted
-        self._works: list[AttemptWork] = []
+        self._works: list[tuple[AttemptWork, Receipt]] = []
         self._ended: list[Receipt] = []
         self._released: list[str] = []
         self._open: OrderedDict[str, Receipt] = OrderedDict()
-        self._unacknowledged: deque[Report] = deque()
-        self._to_send: deque[Report] = deque()
+        self._kept: deque[Report] = deque()  # until they are on disk, of which the first ``_sent`` are sent
+        self._sent = 0
+        self._weight = 0
         self._number = 0
         self._epoch = ""
         self._seen = Seen()
@@ -89,7 +90,7 @@ class Reporter:
 
     def begin(self, work: AttemptWork, receipt: Receipt) -> None:
         """An attempt was sent to its engine."""
-        self._works.append(work)
+        self._works.append((work, receipt))
         receipt.open_attempts += 1
         self._open[receipt.id] = receipt
         if len(self._open) > _OPEN_MAX:
@@ -118,8 +119,11 @@ class Reporter:
 
     async def _keep_reporting(self) -> None:
         while True:
-            await self._report()
-            if not self._works and not self._ended and not self._to_send and not self._open:
+            try:
+                await self._report()
+            except Exception:  # the loop's outermost boundary: one mistake must not end the books
+                logger.exception("a report failed, and the next one goes on")
+            if self._at_rest():
                 self._news.clear()
                 try:
                     async with asyncio.timeout(_REST_S):
@@ -128,48 +132,91 @@ class Reporter:
                     continue
             await asyncio.sleep(self._period_s)
 
+    def _at_rest(self) -> bool:
+        return not (self._works or self._ended or self._released or self._open or self._sent < len(self._kept))
+
     async def _report(self) -> None:
-        report = self._next()
-        self._unacknowledged.append(report)
-        self._to_send.append(report)
-        while len(self._unacknowledged) > _REPORTS_MAX:
-            dropped = self._unacknowledged.popleft()
-            logger.error("the books will miss %d requests: the ledger has not answered", len(dropped.bookings))
-        try:
-            while self._to_send:
+        self._keep(self._next())
+        while self._sent < len(self._kept):
+            report = replace(self._kept[self._sent], oldest=self._kept[0].number)
+            try:
                 async with asyncio.timeout(_GONE_S):
-                    oldest = self._unacknowledged[0].number
-                    reply = await self._ledger.report(replace(self._to_send[0], oldest=oldest), self._seen)
-                self._to_send.popleft()
-                self._take(reply)
-        except Exception as error:  # noqa: BLE001 - Ray and Serve raise many things while the bookkeeper is replaced
-            logger.warning("%d reports wait for the ledger: %s", len(self._unacknowledged), type(error).__name__)
-            await asyncio.sleep(self._period_s)
+                    reply = await self._ledger.report(report, self._seen)
+            except Exception as error:  # noqa: BLE001 - Ray and Serve raise many things while the bookkeeper is replaced
+                logger.warning("%d reports wait for the ledger: %s", len(self._kept), type(error).__name__)
+                await asyncio.sleep(self._period_s)
+                return
+            self._sent += 1
+            self._take(reply)
+
+    def _keep(self, report: Report) -> None:
+        """Until it is on disk. One that says nothing is for a bookkeeper that listens: it does not queue for another,
+        and the next one takes its number."""
+        if _weight(report) == 1 and self._sent < len(self._kept):
+            return
+        self._number = report.number
+        self._kept.append(report)
+        self._weight += _weight(report)
+        if self._weight > _KEPT_MAX:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        missing = 0
+        while self._weight > _KEPT_MAX:
+            missing += len(self._forget_oldest().bookings)
+        logger.error(
+            "the ledger has taken nothing for too long: the books will miss %d requests, and work of others", missing
+        )
+
+    def _forget_oldest(self) -> Report:
+        report = self._kept.popleft()
+        self._weight -= _weight(report)
+        self._sent = max(0, self._sent - 1)
+        return report
 
     def _next(self) -> Report:
+        """What happened since the one before, which may be nothing."""
         now_s = monotonic()
         epoch_s = time() - now_s
-        slices = [one for work in self._works for one in work.tell(now_s, epoch_s)]
-        self._works = [work for work in self._works if work.ended_s is None]
-        bookings, self._ended = tuple([receipt.booking() for receipt in self._ended]), []
+        slices, bookings = tuple(self._slices(now_s, epoch_s)), tuple(self._bookings())
         released, self._released = tuple(self._released), []
-        self._number += 1
         return Report(
             gateway=self.name,
-            number=self._number,
+            number=self._number + 1,
             now_s=now_s + epoch_s,
-            slices=tuple(slices),
+            slices=slices,
             bookings=bookings,
             released=released,
         )
 
+    def _slices(self, now_s: float, epoch_s: float) -> Iterator[Slice]:
+        works, self._works = self._works, []
+        for work, receipt in works:
+            try:
+                yield from work.tell(now_s, epoch_s)
+            except Exception:  # whatever it is, it is this attempt's alone
+                logger.exception("an attempt of request %s is told no more", receipt.id)
+                self._open.pop(receipt.id, None)  # it will not be measured whole
+                continue
+            if work.ended_s is None:
+                self._works.append((work, receipt))
+
+    def _bookings(self) -> Iterator[Booking]:
+        ended, self._ended = self._ended, []
+        for receipt in ended:
+            try:
+                yield receipt.booking()
+            except Exception:  # whatever it is, it is this request's alone
+                logger.exception("request %s is not booked", receipt.id)
+                self._released.append(receipt.id)
+
     def _take(self, reply: Reply) -> None:
         if reply.epoch != self._epoch:
             if self._epoch:  # another bookkeeper: what the one before had not put on disk is told again
-                self._to_send = deque(self._unacknowledged)
+                self._sent = 0
             self._epoch = reply.epoch
-        while self._unacknowledged and self._unacknowledged[0].number <= reply.acknowledged:
-            self._unacknowledged.popleft()
+        while self._kept and self._kept[0].number <= reply.acknowledged:
+            self._forget_oldest()
         self._answered_s, self._well, self._seen = monotonic(), reply.well, reply.seen
         if reply.keys is not None:
             self._on_keys(reply.keys)
@@ -186,3 +233,8 @@ class Reporter:
             receipt.charge(charge)
             if receipt.open_attempts == 0:
                 del self._open[charge.request_id]
+
+
+def _weight(report: Report) -> int:
+    """How much there is to keep of it; 1 is a report that says nothing but that all was told."""
+    return 1 + len(report.slices) + len(report.bookings) + len(report.released)

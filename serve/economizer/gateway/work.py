@@ -15,7 +15,8 @@ class AttemptWork:
     """One attempt, from its sending to its end.
 
     A stream shows its first token and counts the others. Of an answer that comes whole nothing is seen before its end:
-    until then it goes by what was predicted, and its end puts right what was told too little.
+    until then it goes by what was predicted, and its end puts right what was told too little. ``cached_tokens`` are
+    those of ``prompt_tokens`` that the engine is expected to find in its prefix cache: attended to, not computed.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class AttemptWork:
         engine: str,
         sent_s: float,
         prompt_tokens: float,
+        cached_tokens: float = 0.0,
         output_tokens_max: int | None,
         streamed: bool,
         ttft_s: float | None,
@@ -48,7 +50,7 @@ class AttemptWork:
         self._engine = engine
         self._sent_s = self._told_s = sent_s
         self._prompt_tokens = prompt_tokens
-        self._cached_tokens = 0.0
+        self._cached_tokens = cached_tokens
         self._output_tokens: float | None = None
         self._output_tokens_max = output_tokens_max
         self._streamed = streamed
@@ -63,14 +65,15 @@ class AttemptWork:
 
     def end(self, now_s: float, usage: Usage | None, *, lost: bool = False, worked: bool = True) -> None:
         """The attempt ended; only the first call counts. ``lost`` says that it failed, ``worked`` is False where the
-        engine refused it."""
+        engine refused it, or never got it."""
         if self.ended_s is not None:
             return
         self.ended_s = now_s
         self.lost = lost
         if usage is not None:
             self._prompt_tokens = float(usage.prompt_tokens)
-            self._cached_tokens = float(usage.cached_tokens or 0)
+            if usage.cached_tokens is not None:
+                self._cached_tokens = float(usage.cached_tokens)
             self._output_tokens = float(usage.output_tokens)
         elif not worked:
             self._prompt_tokens, self._output_tokens = self._prefill_told, self._decode_told
@@ -80,10 +83,10 @@ class AttemptWork:
         until_s = now_s if self.ended_s is None else self.ended_s
         began_s, self._told_s = min(self._told_s, until_s), until_s
         last = self.ended_s is not None
-        if self._streamed and self.first_s is None and not last:
+        if self._streamed and self.first_s is None and not self._answered:
             return [self._slice(began_s, until_s, self._prefill_awaited(until_s), epoch_s, last)]
         turn_s = self._prefill_ends_s()
-        prefill = self._prefill(until_s, turn_s, last)
+        prefill = self._prefill(until_s, turn_s)
         decode = self._decode(until_s, turn_s)
         if prefill.none or decode.none:
             return [self._slice(began_s, until_s, prefill if decode.none else decode, epoch_s, last)]
@@ -103,12 +106,18 @@ class AttemptWork:
         if self._streamed and self.first_s is not None:
             return self.first_s
         expected_s = self._sent_s + self._ttft_s
-        return expected_s if self.ended_s is None else min(expected_s, self.ended_s)
+        return min(expected_s, self.ended_s) if self._answered and self.ended_s is not None else expected_s
 
-    def _prefill(self, until_s: float, turn_s: float, last: bool) -> Work:
+    @property
+    def _answered(self) -> bool:
+        """It ended, and not before all of its prompt was computed."""
+        return self._output_tokens is not None
+
+    def _prefill(self, until_s: float, turn_s: float) -> Work:
         """Prompt tokens computed by then and not told yet, spread evenly from the sending to the first token."""
         span_s = turn_s - self._sent_s
-        return self._prefill_until(1.0 if last or span_s <= 0 else min(1.0, (until_s - self._sent_s) / span_s))
+        whole = self._answered or span_s <= 0
+        return self._prefill_until(1.0 if whole else min(1.0, (until_s - self._sent_s) / span_s))
 
     def _prefill_until(self, share: float) -> Work:
         """What is missing to this share of the prompt."""

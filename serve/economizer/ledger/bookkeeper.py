@@ -10,11 +10,12 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
+from typing import TypeVar
 
 from economizer.admission.keys import KeyRecord, Role, new_key, rotate
 from economizer.admission.limits import Ask, Limits, Use, Verdict
@@ -22,35 +23,52 @@ from economizer.admission.tenants import window_began_s
 from economizer.energy.step_model import Coefficients, StepModel, prior_from
 from economizer.energy.types import Window
 from economizer.errors import InvalidRequest
-from economizer.ledger.books import Books, Drawn
+from economizer.ledger.books import Books
 from economizer.ledger.counterfactual import counterfactual
+from economizer.ledger.outbox import Outbox
+from economizer.ledger.posted import Posted
 from economizer.ledger.price_map import Basis, PriceMap, price_map, token_weights
 from economizer.ledger.prices import PriceList
-from economizer.ledger.spool import Spool, SpoolFull
 from economizer.ledger.store import LedgerUnusable, Store
-from economizer.ledger.types import UNKNOWN, Amounts, Batch, Booking, Charge, Posting, Report
+from economizer.ledger.types import Amounts, Batch, Booking, Charge, Posting, Report
 from economizer.variants.types import Price, Variant
 
 _WRITE_S = 0.5
+_LOOK_AFTER_S = 0.5  # keys, prices, a database that is away
 _PRUNE_S = 3600.0
-_KEYS_S = 0.5
 _RETRY_S = 2.0
 _LOOK_S = 0.05
 _SET_S = 0.5  # a clock that is only slewed moves less between two looks
 _TYPICAL_BATCH = 4.0  # by which a step's energy is laid on the tokens of it
+_HOUR_S = 3600
 _DAY_S = 86_400.0
 _FINISH_S = 4.0  # after a request ended its use is booked, and its reservation is released
-_PENDING_MAX = 200  # batches kept in memory where neither the database nor the spool takes them
 
 logger = logging.getLogger("economizer.ledger")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """Which versions of the keys and of the prices a gateway has; -1 is none."""
+    """What a gateway has: which versions of the keys and of the prices (-1 is none), and up to which number its
+    charges. The numbers are of the bookkeeper that ``epoch`` names."""
 
+    epoch: str = ""
     keys: int = -1
     prices: int = -1
+    charges: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OnDisk:
+    """What an earlier bookkeeper knew and this one needs, as of ``read_s``."""
+
+    read_s: float
+    latest: Sequence[Window]
+    coefficients: Mapping[str, Sequence[float]]
+    day: Mapping[str, Amounts]
+    month: Mapping[str, Amounts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +76,10 @@ class Reply:
     """What a gateway gets for its report.
 
     ``epoch`` names the bookkeeper that answers: another one knows nothing that is not on disk. ``acknowledged`` is the
-    number up to which the gateway's reports are. ``keys`` and ``prices`` (by variant, as of this hour) are all there
-    are, where they changed since what the gateway has seen; ``seen`` is what it has now. ``posted`` is what was booked
-    lately and no other gateway was told, for its metrics. ``well`` is False while nothing can be put on disk.
+    number up to which the gateway's reports are. ``charges`` are those since what the gateway has seen. ``keys`` and
+    ``prices`` (by variant, as of this hour) are all there are, where they changed since then; ``seen`` is what it has
+    now, and says with its next report. ``posted`` is what was booked lately and no other gateway was told, for its
+    metrics: sums over hours. ``well`` is False while nothing can be put on disk.
     """
 
     epoch: str
@@ -81,27 +100,21 @@ class Bookkeeper:
     ) -> None:
         self._epoch = secrets.token_hex(6)
         self._url = url
-        self._spool = Spool(spool, bytes_max=spool_bytes_max)
-        if self._spool.torn:
-            logger.warning("%d batches were being spooled when the last bookkeeper died", self._spool.torn)
+        self._outbox = Outbox(spool, spool_bytes_max)
         self._keep_s = keep_days * _DAY_S
-        self._store: Store | None = None
+        self._recalled = False
         self._books = Books(PriceList.of(()), began_s=time())
         self._limits = Limits()
         self._variants: Mapping[str, Variant] = {}
-        self._acknowledged_reports: dict[str, int] = {}
-        self._acknowledged_windows: dict[str, int] = {}
-        self._unwritten: list[tuple[Batch, Drawn]] = []
-        self._posted: list[Posting] = []
+        self._posted = Posted()
         self._keys: tuple[KeyRecord, ...] | None = None
-        self._versions = Seen()
+        self._versions = Seen(epoch=self._epoch)
         self._prices: Mapping[str, Price] = {}
         self._seen: dict[str, Seen] = {}
         self._finishing: deque[tuple[float, str, int | None]] = deque()
-        self._well = True
         self._offset_s = time() - monotonic()
         self._writing = asyncio.Lock()
-        self._pruning: asyncio.Task[None] | None = None
+        self._reading_keys = asyncio.Lock()
         self.believe(variants)
 
     def believe(self, variants: Sequence[Variant]) -> None:
@@ -111,29 +124,22 @@ class Bookkeeper:
         self._books.priors = {variant.id: prior for variant in variants if (prior := _prior(variant)) is not None}
 
     async def run(self) -> None:
-        """Open the ledger, then settle, write and look after it until cancelled."""
-        await self._open()
-        pruned_s = float("-inf")
-        while True:
-            await asyncio.sleep(_WRITE_S)
-            await self.write()
-            if self._store is None:
-                await self._open()
-            await self._read_keys()
-            await self._refresh_prices()
-            if monotonic() - pruned_s > _PRUNE_S and self._store is not None and not self._spool.pending():
-                pruned_s = monotonic()
-                self._pruning = asyncio.create_task(self._prune(self._store))
+        """Open the ledger, settle, write and look after it until cancelled. None of it waits for another."""
+        async with asyncio.TaskGroup() as tasks:
+            for keep in (self._keep_writing, self._keep_open, self._keep_prices, self._keep_pruned):
+                tasks.create_task(keep())
 
     async def close(self) -> None:
         """Write what there is."""
         await self.write()
-        if self._store is not None:
-            self._store.close()
+        if self._outbox.store is not None:
+            self._outbox.store.close()
 
     async def report(self, report: Report, seen: Seen) -> Reply:
-        """Take in what a gateway tells; see :class:`Reply`."""
+        """Take in what a gateway tells; see :class:`Reply`. Raises LedgerUnusable where there is no room for it."""
         now_s = self._now_s()
+        self._books.heard_gateway(report.gateway, now_s)
+        self._need_room()
         self._books.report(report, now_s)
         due_s = monotonic() + _FINISH_S
         self._finishing.extend(
@@ -142,26 +148,32 @@ class Bookkeeper:
         for request_id in report.released:
             self._limits.finished(request_id, 0, now_s)
         self._settle(now_s)
+        if seen.epoch != self._epoch:
+            seen = Seen()
         self._seen[report.gateway] = seen
-        posted, self._posted = tuple(self._posted), []
+        charged, charges = self._books.charges(report.gateway, seen.charges)
         return Reply(
             epoch=self._epoch,
-            acknowledged=self._acknowledged_reports.get(report.gateway, -1),
-            charges=self._books.charges(report.gateway),
-            posted=posted,
-            seen=self._versions,
+            acknowledged=self._outbox.reports.get(report.gateway, -1),
+            charges=charges,
+            posted=self._posted.take(),
+            seen=replace(self._versions, charges=charged),
             keys=self._keys if seen.keys != self._versions.keys else None,
             prices=self._prices if seen.prices != self._versions.prices else None,
-            well=self._well,
+            well=self._outbox.well,
         )
 
     async def windows(self, engine: str, windows: Sequence[Window]) -> int:
-        """Take in an engine's windows; returns the number up to which they are on disk, -1 for none."""
+        """Take in an engine's windows; returns the number up to which they are on disk, -1 for none. Raises
+        LedgerUnusable where there is no room for them."""
         now_s = self._now_s()
+        if windows:
+            self._books.heard_engine(engine, now_s)
+            self._need_room()
         for window in windows:
             self._books.window(window, now_s)
         self._settle(now_s)
-        return self._acknowledged_windows.get(engine, -1)
+        return self._outbox.windows.get(engine, -1)
 
     async def admit(self, ask: Ask) -> Verdict:
         """May this request be sent, by its tenant's rate and budget?"""
@@ -170,9 +182,9 @@ class Bookkeeper:
     @property
     def store(self) -> Store:
         """The open ledger; raises LedgerUnusable where it cannot be reached."""
-        if self._store is None:
+        if self._outbox.store is None:
             raise LedgerUnusable("The ledger's database cannot be reached now.")
-        return self._store
+        return self._outbox.store
 
     async def price_map(self, basis: Basis) -> PriceMap:
         """Prices per token by what was booked in the last 24 hours, in the ratio of the energies learnt here."""
@@ -215,11 +227,19 @@ class Bookkeeper:
         """Returns once every gateway that reports has the keys as they are now, so that a revoked one is refused."""
         await self._read_keys()
         deadline_s = monotonic() + _RETRY_S
-        while any(seen.keys != self._versions.keys for seen in self._seen.values()):
+        while not self._keys_are_known():
             if monotonic() > deadline_s:
                 logger.warning("a gateway has not heard of the changed keys")
                 return
             await asyncio.sleep(_LOOK_S)
+
+    def _keys_are_known(self) -> bool:
+        awaited = set(self._books.awaited(self._now_s()))
+        return all(seen.keys == self._versions.keys for name, seen in self._seen.items() if name in awaited)
+
+    def _need_room(self) -> None:
+        if self._outbox.full:
+            raise LedgerUnusable("Neither the ledger's database nor its spool takes anything, and memory is full.")
 
     def _now_s(self) -> float:
         """Seconds since the epoch. Where that clock was set, or the machine slept, nobody was silent meanwhile."""
@@ -235,15 +255,19 @@ class Bookkeeper:
         for gateway in self._books.gone(now_s):
             self._limits.gone(gateway)
             self._seen.pop(gateway, None)
-        before = len(self._books.settled)
-        self._books.settle(now_s)
-        for settled in self._books.settled[before:]:
-            self._posted += settled.postings
-            for posting in settled.postings:
-                self._limits.spent(posting.account.tenant, _use(posting.amounts), settled.window.ended_s)
+        postings = self._books.settle(now_s)
+        self._posted.add(postings)
+        self._spend(postings)
         while self._finishing and self._finishing[0][0] <= monotonic():
             _, request_id, tokens = self._finishing.popleft()
             self._limits.finished(request_id, tokens, now_s)
+
+    def _spend(self, postings: Iterable[Posting]) -> None:
+        """Count it towards its tenant's budgets."""
+        for posting in postings:
+            if posting.account.kind == "active":
+                account = posting.account
+                self._limits.spent(account.tenant, _use(posting.amounts), account.hour * _HOUR_S)
 
     async def write(self) -> None:
         """Write what is settled, and what could not be written before."""
@@ -252,96 +276,96 @@ class Bookkeeper:
             drawn = self._books.draw()
             batch = Batch(
                 id=secrets.token_hex(12),
+                epoch=self._epoch,
                 settled=drawn.settled,
                 bookings=tuple(self._with_full(booking) for booking in drawn.bookings),
                 transfers=drawn.transfers,
                 coefficients=drawn.coefficients,
             )
-            if not batch.empty or drawn.reports:
-                self._unwritten.append((batch, drawn))
-            await asyncio.to_thread(self._write_all)
-            self._well = len(self._unwritten) < _PENDING_MAX
+            self._outbox.add(batch, drawn)
+            await _whole(self._outbox.write)
 
-    def _write_all(self) -> None:
-        """In order: what the spool holds, then what is new; what the database does not take goes to the spool."""
-        if self._store is not None and self._spool.pending():
-            try:
-                self._replay(self._store)
-            except LedgerUnusable as error:
-                logger.warning("the ledger cannot be written now: %s", error.message)
-        while self._unwritten:
-            batch, drawn = self._unwritten[0]
-            if not batch.empty and not self._put(batch):
-                return
-            self._unwritten.pop(0)
-            self._acknowledged_reports.update(drawn.reports)
-            self._acknowledged_windows.update(drawn.windows)
+    async def _keep_writing(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_S)
+            await self.write()
 
-    def _replay(self, store: Store) -> None:
-        replayed = self._spool.replay(store.write)
-        if replayed.written:
-            logger.info("%d spooled batches are written", replayed.written)
-        for path in replayed.aside:
-            logger.error("the ledger refuses a spooled batch, which is put aside: %s", path)
+    async def _keep_open(self) -> None:
+        while True:
+            if self._outbox.store is None:
+                await self._open()
+            if self._outbox.store is not None and not self._recalled:
+                await self._recall(self._outbox.store)
+            await self._read_keys()
+            await asyncio.sleep(_LOOK_AFTER_S)
 
-    def _put(self, batch: Batch) -> bool:
-        """The batch is on disk, in the database or in the spool."""
-        if self._store is not None and self._spool.pending() == 0:
-            try:
-                self._store.write(batch)
-                return True
-            except LedgerUnusable as error:
-                logger.warning("the ledger cannot be written now, bookings are spooled: %s", error.message)
-        try:
-            self._spool.append(batch)
-        except SpoolFull as error:
-            logger.error("bookings can neither be written nor spooled: %s", error.message)
-            return False
-        return True
+    async def _keep_prices(self) -> None:
+        while True:
+            await self._refresh_prices()
+            await asyncio.sleep(_LOOK_AFTER_S)
+
+    async def _keep_pruned(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_S)
+            if self._outbox.store is not None and self._recalled and not self._outbox.spooled:
+                await self._prune(self._outbox.store)
+                await asyncio.sleep(_PRUNE_S)
 
     async def _open(self) -> None:
         try:
-            self._store = await asyncio.to_thread(Store.open, self._url)
+            self._outbox.store = await asyncio.to_thread(Store.open, self._url)
         except LedgerUnusable as error:
             logger.error("the ledger cannot be opened, bookings are spooled: %s", error.message)
-            return
-        try:
-            await self._recall(self._store)
-        except LedgerUnusable as error:
-            logger.warning("the ledger cannot be read now: %s", error.message)
-        await self._read_keys()
 
     async def _recall(self, store: Store) -> None:
-        """What an earlier bookkeeper knew and this one needs. What is spooled is written first, to be counted too."""
-        await asyncio.to_thread(self._replay, store)
-        now_s = self._now_s()
-        for latest in await asyncio.to_thread(store.unfinished):
-            self._books.recall(latest, now_s)
-        for key, state in (await asyncio.to_thread(store.coefficients)).items():
+        """Go on where an earlier bookkeeper ended. Nothing is written between the reading and what follows from it."""
+        async with self._writing:
+            try:
+                found = await _whole(partial(self._read_back, store, self._now_s()))
+            except LedgerUnusable as error:
+                logger.warning("the ledger cannot be read now: %s", error.message)
+                return
+            self._recalled = True
+            self._books.recall(found.latest, self._now_s())
+            for key, state in found.coefficients.items():
+                self._learn_again(key, state)
+            self._limits.begin_with({"day": _uses(found.day), "month": _uses(found.month)}, found.read_s)
+            self._spend((*self._outbox.waiting(), *self._books.waiting()))
+
+    def _read_back(self, store: Store, now_s: float) -> _OnDisk:
+        self._outbox.replay()  # to be counted too
+        return _OnDisk(
+            read_s=now_s,
+            latest=store.unfinished(),
+            coefficients=store.coefficients(),
+            day=store.spent(window_began_s("day", now_s)),
+            month=store.spent(window_began_s("month", now_s)),
+        )
+
+    def _learn_again(self, key: str, state: Sequence[float]) -> None:
+        try:
             self._books.models.setdefault(key, StepModel.from_state(state))
-        day_s, month_s = window_began_s("day", now_s), window_began_s("month", now_s)
-        today = await asyncio.to_thread(store.spent, day_s)
-        for tenant, amounts in (await asyncio.to_thread(store.spent, month_s)).items():
-            of_today = today.get(tenant, UNKNOWN)
-            self._limits.spent(tenant, _use(of_today), now_s)
-            self._limits.spent(tenant, _use(amounts + -of_today), month_s)
+        except ValueError as error:
+            logger.warning("what was learnt of %s is of another form, and is learnt anew: %s", key, error)
 
     async def _read_keys(self) -> None:
-        if self._store is None:
-            return
-        try:
-            version = await asyncio.to_thread(self._store.keys_version)
-            if version != self._versions.keys:
-                self._keys = tuple(await asyncio.to_thread(self._store.keys, False))
-                self._versions = replace(self._versions, keys=version)
-        except LedgerUnusable as error:
-            logger.warning("keys cannot be read now: %s", error.message)
+        async with self._reading_keys:  # or what was read earlier might come later
+            if self._outbox.store is None:
+                return
+            store = self._outbox.store
+            try:
+                version = await asyncio.to_thread(store.keys_version)
+                if version != self._versions.keys:
+                    self._keys = tuple(await asyncio.to_thread(store.keys, False))
+                    self._versions = replace(self._versions, keys=version)
+            except LedgerUnusable as error:
+                logger.warning("keys cannot be read now: %s", error.message)
 
     async def _refresh_prices(self) -> None:
         """Ask the grid's providers that are due, and note what routers must know of this hour's prices."""
-        prices, now_s = self._books.prices, time()
-        for trouble in await asyncio.to_thread(prices.refresh, now_s):
+        for trouble in await asyncio.to_thread(self._books.prices.refresh, time()):
             logger.warning("%s", trouble)
+        prices, now_s = self._books.prices, time()
         current = {name: price for name in prices.prices if (price := prices.at(name, now_s)) is not None}
         if current != self._prices:
             self._prices = current
@@ -383,6 +407,20 @@ def _prior(variant: Variant) -> Coefficients | None:
         decode = {batch: added_w / rate for batch, rate in speed.decode_tokens_per_s.items()}
         return prior_from(added_w / speed.prefill_tokens_per_s, decode)
     return None
+
+
+async def _whole(work: Callable[[], Result]) -> Result:
+    """In a thread, which cannot be cancelled: who is cancelled here waits for its end, and so nobody is in its way."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
+
+
+def _uses(spent: Mapping[str, Amounts]) -> dict[str, Use]:
+    return {tenant: _use(amounts) for tenant, amounts in spent.items()}
 
 
 def _use(amounts: Amounts) -> Use:

@@ -8,7 +8,7 @@ transferred to ``lost``. No clock, no I/O: time is an argument.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +17,7 @@ from economizer.energy.types import NO_WORK, Measurement, Window
 from economizer.ledger.prices import Carry, PriceList
 from economizer.ledger.splitting import AttemptKey, Part, WindowSplit, split_amounts, split_window, works_of
 from economizer.ledger.types import (
+    GAPS_FROM,
     NOBODY,
     UNKNOWN,
     Account,
@@ -24,19 +25,23 @@ from economizer.ledger.types import (
     Booking,
     Charge,
     Kind,
+    Moved,
     Posting,
     Report,
     Settled,
     Share,
     Slice,
     Transfer,
+    postings_of,
 )
 from economizer.ledger.unclaimed import Unclaimed
 
 LATE_S = 3.0  # a gateway that has not told by then is not waited for
+DEAD_S = 60.0  # a gateway that has not told by then is dead, and not only in a stall
+_RECALL_S = 10.0  # after which books go on without knowing what is on disk
 _FORGOTTEN_S = 3600.0
 _GONE_S = 8.0  # a slice whose engine sent no window for so long will not be metered any more
-_GAPS_FROM = 10**9  # numbers of gaps: an engine that was only slow to tell goes on with its own
+_CHARGES_MAX = 20_000  # kept for a gateway that does not say that it has them; some 10 MiB
 _HOUR_S = 3600
 
 
@@ -61,9 +66,9 @@ class _Held:
         """The share of the slice's work that was done by then: all of it where it lies in the future, since then the
         clock was set back."""
         one = self.slice
-        if one.ended_s <= max(until_s, one.began_s) or one.ended_s - now_s > LATE_S:
+        if one.ended_s <= until_s or one.ended_s - now_s > LATE_S:
             return 1.0
-        return max(0.0, (until_s - one.began_s) / (one.ended_s - one.began_s))
+        return (until_s - one.began_s) / (one.ended_s - one.began_s) if until_s > one.began_s else 0.0
 
 
 @dataclass(slots=True)
@@ -87,7 +92,16 @@ class _Gateway:
     gone: bool = False
     number: int = -1
     reports: deque[_Told] = field(default_factory=deque)
-    charges: list[Charge] = field(default_factory=list)
+    charges: deque[Charge] = field(default_factory=lambda: deque(maxlen=_CHARGES_MAX))
+    charged: int = 0  # how many there ever were, and so the number of the last one
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What windows have charged to an attempt that has not ended."""
+
+    charged_s: float
+    parts: list[Moved] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +119,8 @@ class Drawn:
 class Books:
     """Everything that is not written yet. ``models`` are the step models by variant and meter, learnt on the way.
 
-    Books that were begun lately, at ``began_s``, do not know yet which gateways there are, and settle nothing.
+    Books that were begun lately, at ``began_s``, do not know yet which gateways there are, nor what is on disk, and
+    settle nothing: for LATE_S, and until they recall what is on disk, though not for ever.
     """
 
     def __init__(
@@ -113,12 +128,13 @@ class Books:
     ) -> None:
         self.prices = prices
         self._began_s = began_s
+        self._recalled = False
         self.models = models if models is not None else {}
         self.settled: list[Settled] = []
         self.priors: Mapping[str, Coefficients] = {}
         self._engines: defaultdict[str, _Engine] = defaultdict(_Engine)
         self._gateways: dict[str, _Gateway] = {}
-        self._attempts: defaultdict[AttemptKey, list[tuple[Share, Posting]]] = defaultdict(list)
+        self._attempts: OrderedDict[AttemptKey, _Attempt] = OrderedDict()  # the longest not charged first
         self._transfers: list[Transfer] = []
         self._bookings: list[Booking] = []
         self._learnt: set[str] = set()
@@ -126,8 +142,8 @@ class Books:
 
     def report(self, report: Report, now_s: float) -> None:
         """Take in what a gateway tells; a report that was told before changes nothing."""
-        gateway = self._gateways.setdefault(report.gateway, _Gateway(heard_s=now_s))
-        gateway.heard_s, gateway.gone = now_s, False
+        self.heard_gateway(report.gateway, now_s)
+        gateway = self._gateways[report.gateway]
         oldest = report.number if report.oldest is None else report.oldest
         if report.number <= gateway.number or report.number > max(oldest, gateway.number + 1):
             return  # told before; or an earlier one is to come first, which the gateway tells again
@@ -142,17 +158,34 @@ class Books:
 
     def window(self, window: Window, now_s: float) -> None:
         """Take in a metered window; one that came before changes nothing."""
+        self.heard_engine(window.engine, now_s)
         engine = self._engines[window.engine]
-        engine.heard_s = now_s
         if window.number > engine.number:
             engine.number, engine.latest = window.number, window
             engine.windows.append(window)
 
-    def recall(self, latest: Window, now_s: float) -> None:
-        """The latest window that is on disk of an engine that may live, or have died while nobody kept books."""
-        engine = self._engines[latest.engine]
-        if engine.latest is None:
-            engine.number, engine.latest, engine.heard_s = latest.number, latest, now_s
+    def heard_gateway(self, gateway: str, now_s: float) -> None:
+        """It lives, whatever becomes of what it tells."""
+        known = self._gateways.setdefault(gateway, _Gateway(heard_s=now_s))
+        known.heard_s, known.gone = now_s, False
+
+    def heard_engine(self, engine: str, now_s: float) -> None:
+        """It lives, whatever becomes of what it tells."""
+        self._engines[engine].heard_s = now_s
+
+    def recall(self, on_disk: Iterable[Window], now_s: float) -> None:
+        """The latest windows on disk, of engines that may live, or have died while nobody kept books.
+
+        An engine's windows up to that one were settled before, and are not settled again.
+        """
+        self._recalled = True
+        for latest in on_disk:
+            engine = self._engines[latest.engine]
+            engine.heard_s = now_s
+            engine.windows = deque(window for window in engine.windows if window.number > latest.number)
+            if latest.number > engine.number:
+                engine.number, engine.latest = latest.number, latest
+            self._windows_settled.setdefault(latest.engine, latest.number)
 
     def clock_set(self, by_s: float) -> None:
         """The clock that ``now_s`` is read from jumped: who was heard of before it was so as long ago as before."""
@@ -161,47 +194,69 @@ class Books:
             engine.heard_s += by_s
         for gateway in self._gateways.values():
             gateway.heard_s += by_s
+        for attempt in self._attempts.values():
+            attempt.charged_s += by_s
+
+    def awaited(self, now_s: float) -> list[str]:
+        """Gateways that have reported lately: what they tell is waited for."""
+        return [name for name, gateway in self._gateways.items() if now_s - gateway.heard_s <= LATE_S]
 
     def gone(self, now_s: float) -> list[str]:
-        """Gateways that have not reported for long, each told once; they are not waited for, and later forgotten."""
+        """Gateways that have not reported for so long that they are dead, each told once; they are forgotten later."""
         names = []
         for name, gateway in list(self._gateways.items()):
-            if not gateway.gone and now_s - gateway.heard_s > LATE_S:
+            if not gateway.gone and now_s - gateway.heard_s > DEAD_S:
                 gateway.gone = True
                 names.append(name)
             if now_s - gateway.heard_s > _FORGOTTEN_S:
                 del self._gateways[name]
         return names
 
-    def settle(self, now_s: float) -> None:
-        """Settle every window that can be settled now."""
-        there = [gateway.told_until_s for gateway in self._gateways.values() if not gateway.gone]
-        told_s = min(there, default=float("-inf"))
-        new = now_s - self._began_s < LATE_S
+    def settle(self, now_s: float) -> list[Posting]:
+        """Settle every window that can be settled now; returns what was posted, transfers included."""
+        if self._is_new(now_s):
+            return []
+        before = len(self.settled), len(self._transfers)
+        told_s = min((self._gateways[name].told_until_s for name in self.awaited(now_s)), default=float("-inf"))
         for name in list(self._engines):
             engine = self._engines[name]
             while engine.windows:
                 window = engine.windows[0]
                 # A window that ended in the future is of before the clock was set back: all of it was told.
-                if new or (window.ended_s > told_s and abs(now_s - window.ended_s) < LATE_S):
+                if window.ended_s > told_s and abs(now_s - window.ended_s) < LATE_S:
                     break
                 engine.windows.popleft()
                 self._settle(engine, window, now_s)
             if now_s - engine.heard_s > _GONE_S and not engine.windows:
                 self._give_up(engine)
+            if now_s - engine.heard_s > _FORGOTTEN_S:
                 del self._engines[name]
+        while self._attempts and now_s - next(iter(self._attempts.values())).charged_s > _FORGOTTEN_S:
+            self._attempts.popitem(last=False)  # its gateway died, and nobody tells of its end
+        return postings_of(self.settled[before[0] :], self._transfers[before[1] :])
+
+    def waiting(self) -> list[Posting]:
+        """What is posted, and not drawn yet."""
+        return postings_of(self.settled, self._transfers)
+
+    def _is_new(self, now_s: float) -> bool:
+        return now_s - self._began_s < (LATE_S if self._recalled else _RECALL_S)
 
     def learnt(self, variant_id: str) -> StepModel | None:
         """What has been learnt of a variant's engines by whatever meter they have; None before anything was."""
         return next((self.models[key] for key in sorted(self.models) if key.startswith(f"{variant_id}|")), None)
 
-    def charges(self, gateway: str) -> tuple[Charge, ...]:
-        """What was charged to a gateway's requests since it was last told."""
+    def charges(self, gateway: str, seen: int) -> tuple[int, tuple[Charge, ...]]:
+        """What was charged to a gateway's requests after the charge with the number ``seen``, and the last one's
+        number. They are kept until the gateway says that it has seen them, since an answer may be lost."""
         known = self._gateways.get(gateway)
         if known is None:
-            return ()
-        told, known.charges = tuple(known.charges), []
-        return told
+            return seen, ()
+        if seen > known.charged:  # the gateway was forgotten meanwhile
+            known.charged = seen + len(known.charges)
+        while len(known.charges) > known.charged - seen:
+            known.charges.popleft()
+        return known.charged, tuple(known.charges)
 
     def draw(self) -> Drawn:
         """Everything that is settled and not drawn yet."""
@@ -239,11 +294,13 @@ class Books:
         shares = {(share.request_id, share.attempt): share for share in settled.shares}
         for one, _ in held:
             if share := shares.pop((one.slice.request_id, one.slice.attempt), None):
-                self._charge(one, share, window)
+                self._charge(one, share, window, now_s)
         for one, _ in held:
             if one.placed >= 1.0:
                 self._close(one)
         engine.slices = [one for one in engine.slices if one.placed < 1.0]
+        if window.state != "serving":
+            self._drop(engine, before_s=window.ended_s - _GONE_S)
 
     def _placed(self, engine: _Engine, window: Window, now_s: float) -> Iterator[tuple[_Held, Part]]:
         """The slices with work that was done by the window's end and is in no window yet, and that work."""
@@ -276,7 +333,7 @@ class Books:
             self.prices.rates(window.variant, window.ended_s),
             window.measurement.seconds,
             found.energies_uj,
-            found.time_weights,
+            _time_weights(found),
             (*found.keys, "unclaimed", "idle"),
         )
         unknown = (None,) * len(found.time_weights)
@@ -317,10 +374,14 @@ class Books:
             ),
         )
 
-    def _charge(self, held: _Held, share: Share, window: Window) -> None:
+    def _charge(self, held: _Held, share: Share, window: Window, now_s: float) -> None:
         one = held.slice
-        posting = Posting(account=_account(window, one.tenant, "active"), amounts=share.usage)
-        self._attempts[one.request_id, one.attempt].append((share, posting))
+        key = (one.request_id, one.attempt)
+        attempt = self._attempts.setdefault(key, _Attempt(now_s))
+        attempt.charged_s = now_s
+        self._attempts.move_to_end(key)
+        account = _account(window, one.tenant, "active")
+        attempt.parts.append(Moved(engine=window.engine, number=window.number, account=account, share=share))
         self._tell(held, share.usage, share.idle, share.variance_uj2, share.method, final=False)
 
     def _close(self, held: _Held) -> None:
@@ -328,31 +389,23 @@ class Books:
         held.told.open -= 1
         if not held.slice.last:
             return
-        charged = self._attempts.pop((held.slice.request_id, held.slice.attempt), [])
-        if held.slice.lost and charged:
-            self._transfer(held, charged)
+        attempt = self._attempts.pop((held.slice.request_id, held.slice.attempt), None)
+        if held.slice.lost and attempt is not None:
+            self._transfer(held, attempt.parts)
         self._tell(held, UNKNOWN, UNKNOWN, 0.0, "", final=True)
 
-    def _transfer(self, held: _Held, charged: list[tuple[Share, Posting]]) -> None:
-        postings: list[Posting] = []
-        for share, posting in charged:
-            lost = replace(posting.account, tenant=NOBODY, kind="lost")
-            postings += (
-                Posting(account=posting.account, amounts=-posting.amounts),
-                Posting(account=lost, amounts=posting.amounts),
-            )
+    def _transfer(self, held: _Held, parts: list[Moved]) -> None:
+        for share in (part.share for part in parts):
             self._tell(held, -share.usage, -share.idle, -share.variance_uj2, share.method, final=False)
         one = held.slice
-        shares = tuple(share for share, _ in charged)
-        self._transfers.append(
-            Transfer(request_id=one.request_id, attempt=one.attempt, shares=shares, postings=tuple(postings))
-        )
+        self._transfers.append(Transfer(request_id=one.request_id, attempt=one.attempt, parts=tuple(parts)))
 
     def _tell(
         self, held: _Held, usage: Amounts, idle: Amounts, variance_uj2: float, method: str, *, final: bool
     ) -> None:
         gateway = self._gateways.get(held.gateway)
         if gateway is not None:
+            gateway.charged += 1
             gateway.charges.append(
                 Charge(
                     request_id=held.slice.request_id,
@@ -365,12 +418,26 @@ class Books:
             )
 
     def _give_up(self, engine: _Engine) -> None:
-        """No more windows come of this engine: what was not metered stays uncharged, and the books show it."""
+        """No more windows come of this engine: what was not metered stays uncharged, and the books show it. Its number
+        stays known, in case that it was only slow and tells its windows again."""
         if engine.latest is not None and not engine.latest.last:
             self.settled.append(_gap(engine.latest))
+        engine.latest = None
+        self._drop(engine)
+
+    def _drop(self, engine: _Engine, before_s: float = float("inf")) -> None:
+        """Slices that ended before are placed in no window any more."""
         for held in engine.slices:
-            self._close(held)
-        engine.slices = []
+            if held.slice.ended_s < before_s:
+                self._close(held)
+        engine.slices = [held for held in engine.slices if held.slice.ended_s >= before_s]
+
+
+def _time_weights(found: WindowSplit) -> tuple[float, ...]:
+    """Whose the engine's time was. Of unclaimed work alone nobody knows how long it was there: that goes by energy."""
+    if found.keys or not any(found.energies_uj or ()):
+        return found.time_weights
+    return tuple(map(float, found.energies_uj or ()))
 
 
 def _gap(latest: Window) -> Settled:
@@ -378,14 +445,13 @@ def _gap(latest: Window) -> Settled:
     note = "its windows end here without the last one: what it used after is not known"
     window = replace(
         latest,
-        number=_GAPS_FROM + latest.number,
+        number=GAPS_FROM + latest.number,
         began_s=latest.ended_s,
         state="gap",
         measurement=Measurement(seconds=0.0, energy_uj=None, method="none", note=note),
         steps=None,
         prefill_tokens=None,
         decode_tokens=None,
-        last=True,
     )
     return Settled(window=window, total=UNKNOWN, postings=(), shares=())
 

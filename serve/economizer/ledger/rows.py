@@ -80,8 +80,8 @@ def _booking_of(row: RowMapping) -> Booking:
     return Booking(**{name: row[name] for name in _BOOKING}, estimate=amounts_of(row, "estimate_"), full=full)
 
 
-def window_row(settled: Settled) -> dict[str, Any]:
-    """A window, its measurement and its total."""
+def window_row(settled: Settled, epoch: str) -> dict[str, Any]:
+    """A window, its measurement and its total, as the bookkeeper ``epoch`` split it."""
     window, measurement = settled.window, settled.window.measurement
     return {
         **{name: getattr(window, name) for name in ("engine", "number", "variant", "began_s", "ended_s", "state")},
@@ -90,6 +90,7 @@ def window_row(settled: Settled) -> dict[str, Any]:
         "measured_uj": measurement.energy_uj,
         "note": storable(measurement.note),
         **amounts_row(settled.total),
+        "epoch": epoch,
     }
 
 

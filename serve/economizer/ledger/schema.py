@@ -45,6 +45,7 @@ WINDOWS = Table(
     Column("prefill_tokens", BigInteger),
     Column("decode_tokens", BigInteger),
     *_amounts(),
+    Column("epoch", String),  # of the bookkeeper that split it; null where that was not noted yet
 )
 
 ACCOUNTS = Table(

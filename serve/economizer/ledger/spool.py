@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -79,8 +80,9 @@ class Spool:
             torn.rename(path)
             self._sync_names()
         except OSError as error:
-            torn.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # what stays is cleared away by the next process, or written once more
+                torn.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             what = "is full" if error.errno in _FULL else "cannot be written"
             raise SpoolFull(f"The spool {self._folder} {what}: {error.strerror}.") from None
         self._sizes[path] = len(content)
@@ -94,7 +96,7 @@ class Spool:
 
         Whatever ``write`` raises is raised, and the batch and those after it stay; but a batch that it refuses for good
         (LedgerRefused) and a file that is damaged are put aside. A batch is written twice where the process dies before
-        it is forgotten.
+        it is forgotten. OSError where the folder cannot be read or changed.
         """
         written, aside = 0, []
         for path in list(self._sizes):

@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from economizer.admission.keys import KeyRecord
 from economizer.energy.types import Window
@@ -28,7 +41,7 @@ from economizer.ledger.schema import (
     REQUESTS,
     WINDOWS,
 )
-from economizer.ledger.types import AccountRow, Amounts, Batch, MeterRow, RequestRow
+from economizer.ledger.types import GAPS_FROM, AccountRow, Amounts, Batch, MeterRow, RequestRow
 from economizer.ledger.writing import Written, count_up, write_batch
 
 __all__ = ["Closing", "LedgerRefused", "LedgerUnreachable", "LedgerUnusable", "Store", "Written"]
@@ -70,12 +83,11 @@ class Store:
         ``clock`` gives seconds since the epoch. Raises LedgerUnusable for other URLs, and for a database that a newer
         Economizer has migrated.
         """
-        database = Database(url)
-        try:
+        with ExitStack() as undo:
+            database = Database(url)
+            undo.callback(database.close)
             database.upgrade()
-        except BaseException:
-            database.close()
-            raise
+            undo.pop_all()
         return cls(database, clock)
 
     def close(self) -> None:
@@ -153,11 +165,13 @@ class Store:
             page = statement.where(key > (rows[-1]["ended_s"], rows[-1]["request_id"]))
 
     def unfinished(self) -> list[Window]:
-        """The latest window of every engine that has told of no last one: it lives, or died without."""
-        ended = select(WINDOWS.c.engine).where(WINDOWS.c.last)
-        latest = select(WINDOWS.c.engine, func.max(WINDOWS.c.number)).group_by(WINDOWS.c.engine)
+        """The latest window of every engine that lives, or died without a last one and without a gap to show it."""
+        metered = WINDOWS.c.number < GAPS_FROM
+        latest = select(WINDOWS.c.engine, func.max(WINDOWS.c.number)).where(metered).group_by(WINDOWS.c.engine)
+        gap = WINDOWS.alias()
+        seen = exists().where(gap.c.engine == WINDOWS.c.engine, gap.c.number == WINDOWS.c.number + GAPS_FROM)
         place = tuple_(WINDOWS.c.engine, WINDOWS.c.number)
-        statement = select(WINDOWS).where(WINDOWS.c.engine.not_in(ended), place.in_(latest))
+        statement = select(WINDOWS).where(place.in_(latest), WINDOWS.c.last.is_(False), ~seen)
         with self._database.reading() as connection:
             return [window_of(row) for row in connection.execute(statement).mappings()]
 

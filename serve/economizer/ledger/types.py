@@ -10,7 +10,8 @@ read out is a sum of postings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from economizer.energy.types import Window, Work
@@ -23,6 +24,7 @@ KINDS: tuple[Kind, ...] = ("active", "idle", "startup", "lost", "unclaimed")
 
 ANONYMOUS = "anonymous"  # the tenant of requests without a key, where those are let in
 NOBODY = ""  # the tenant of what no request caused
+GAPS_FROM = 10**9  # numbers of gaps: one after the engine's window 7 is this and 7, for the engine may yet go on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,23 +213,53 @@ class Booking:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """What one window, known by its engine and number, charged to an attempt: its share, put to ``account``."""
+
+    engine: str
+    number: int
+    account: Account
+    share: Share
+
+    @property
+    def postings(self) -> tuple[Posting, Posting]:
+        """Out of the account, and into ``lost``."""
+        lost = replace(self.account, tenant=NOBODY, kind="lost")
+        return (
+            Posting(account=self.account, amounts=-self.share.usage),
+            Posting(account=lost, amounts=self.share.usage),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
     """What an attempt that failed had been charged, taken from its request and put to ``lost``."""
 
     request_id: str
     attempt: int
-    shares: tuple[Share, ...]
-    postings: tuple[Posting, ...]
+    parts: tuple[Moved, ...]
+
+    @property
+    def postings(self) -> tuple[Posting, ...]:
+        """Of all its parts."""
+        return tuple(posting for part in self.parts for posting in part.postings)
+
+
+def postings_of(settled: Iterable[Settled], moved: Iterable[Moved | Transfer]) -> list[Posting]:
+    """All postings of windows, and then of what was moved."""
+    return [*(each for one in settled for each in one.postings), *(each for one in moved for each in one.postings)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """What is written in one transaction, once: a batch, a window and a booking that are there already change nothing.
 
-    ``id`` is unique among all batches ever.
+    ``id`` is unique among all batches ever. ``epoch`` names the bookkeeper. Another one may have split a window in
+    another way, so a transfer moves only what was charged by windows that its own epoch has written.
     """
 
     id: str
+    epoch: str = ""
     settled: tuple[Settled, ...] = ()
     bookings: tuple[Booking, ...] = ()
     transfers: tuple[Transfer, ...] = ()

@@ -11,6 +11,7 @@ _FORGOTTEN = 0.1  # per window, of what was counted and told before
 # difference is, counters that are a window behind agree always.
 _SLACK_TOKENS = 64.0
 _SLACK_SHARE = _FORGOTTEN
+_TOLD_LEAST = 1e-3  # tokens, below which a sliver of a slice tells nothing of contexts
 _CONTEXT_TOKENS = 200.0  # that a token attends to, where no gateway ever told: that of a short chat
 
 
@@ -57,7 +58,7 @@ class _Balance:
     def beyond(self, counted: int | None, told: float, told_context: float) -> float:
         """How many of the counted tokens are nobody's; fewer than are counted."""
         kept = 1.0 - _FORGOTTEN
-        if told:  # else the mean stays what it was
+        if told > _TOLD_LEAST:  # else the mean stays what it was
             self._told = self._told * kept + told
             self._told_context = self._told_context * kept + told_context
         if counted is None:  # the engine did not answer: a later window has what it counted meanwhile

@@ -25,7 +25,7 @@ from economizer.ledger.schema import (
     REQUESTS,
     WINDOWS,
 )
-from economizer.ledger.types import UNKNOWN, Account, Amounts, Batch, Booking, Settled, Share
+from economizer.ledger.types import UNKNOWN, Account, Amounts, Batch, Booking, Moved, Settled, Share, postings_of
 
 Insert = postgresql.Insert | sqlite.Insert
 
@@ -53,10 +53,11 @@ def write_batch(connection: Connection, batch: Batch, written_s: float) -> Writt
     settled = _new_windows(connection, batch.settled)
     bookings = _new_bookings(connection, batch.bookings)
     if settled:
-        connection.execute(upsert(connection, WINDOWS), [window_row(one) for one in settled])
+        connection.execute(upsert(connection, WINDOWS), [window_row(one, batch.epoch) for one in settled])
         _write_meters(connection, settled)
-    _write_accounts(connection, batch, settled, bookings)
-    _write_requests(connection, batch, settled, bookings)
+    moved = _moved(connection, batch)
+    _write_accounts(connection, settled, moved, bookings)
+    _write_requests(connection, settled, moved, bookings)
     if batch.coefficients:
         insert = upsert(connection, COEFFICIENTS)
         connection.execute(
@@ -101,6 +102,18 @@ def _new_bookings(connection: Connection, batch: Sequence[Booking]) -> list[dict
     return list(found.values())
 
 
+def _moved(connection: Connection, batch: Batch) -> list[Moved]:
+    """What is to be moved to ``lost``: what was charged by windows that this epoch wrote. Where another bookkeeper had
+    written a window before, its shares are in the books, and those here are not."""
+    parts = [part for transfer in batch.transfers for part in transfer.parts]
+    key = tuple_(WINDOWS.c.engine, WINDOWS.c.number)
+    own: set[tuple[str, int]] = set()
+    for some in _by(_IN_MAX, list({(part.engine, part.number) for part in parts})):
+        statement = select(WINDOWS.c.engine, WINDOWS.c.number).where(key.in_(some), WINDOWS.c.epoch == batch.epoch)
+        own |= {(engine, number) for engine, number in connection.execute(statement)}
+    return [part for part in parts if (part.engine, part.number) in own]
+
+
 def _by(size: int, keys: list[Any]) -> Iterable[list[Any]]:
     return (keys[at : at + size] for at in range(0, len(keys), size))
 
@@ -142,7 +155,7 @@ def _meter_row(settled: Settled) -> dict[str, Any]:
 
 
 def _write_accounts(
-    connection: Connection, batch: Batch, settled: Iterable[Settled], bookings: Iterable[dict[str, Any]]
+    connection: Connection, settled: Iterable[Settled], moved: Iterable[Moved], bookings: Iterable[dict[str, Any]]
 ) -> None:
     rows: dict[tuple[int, str, str, str, str], dict[str, Any]] = {}
 
@@ -155,8 +168,7 @@ def _write_accounts(
             }
         return rows[key]
 
-    moved = (posting for transfer in batch.transfers for posting in transfer.postings)
-    for posting in (*(posting for one in settled for posting in one.postings), *moved):
+    for posting in postings_of(settled, moved):
         row = row_of(*_account_key(posting.account))
         row |= {name: _plus(row[name], getattr(posting.amounts, name)) for name in AMOUNTS}
     for booking in bookings:
@@ -201,9 +213,9 @@ class _Charged:
 
 
 def _write_requests(
-    connection: Connection, batch: Batch, settled: Iterable[Settled], bookings: list[dict[str, Any]]
+    connection: Connection, settled: Iterable[Settled], moved: Iterable[Moved], bookings: list[dict[str, Any]]
 ) -> None:
-    charged = _charged(batch, settled)
+    charged = _charged(settled, moved)
     none = _Charged().row()
     booked = [
         {**booking, "booked": True, **(charge.row() if (charge := charged.pop(booking["request_id"], None)) else none)}
@@ -236,7 +248,7 @@ def _write_requests(
         connection.execute(statement, unbooked)
 
 
-def _charged(batch: Batch, settled: Iterable[Settled]) -> dict[str, _Charged]:
+def _charged(settled: Iterable[Settled], moved: Iterable[Moved]) -> dict[str, _Charged]:
     """By request: shares of new windows, less those that a transfer takes back."""
     found: dict[str, _Charged] = {}
     for one in settled:
@@ -246,11 +258,11 @@ def _charged(batch: Batch, settled: Iterable[Settled]) -> dict[str, _Charged]:
             charge.family, charge.variant = family, variant
             charge.ended_s = max(charge.ended_s, one.window.ended_s)
             _charge(charge, share.usage, share.idle, share.variance_uj2, share)
-    for transfer in batch.transfers:
-        charge = found.setdefault(storable(transfer.request_id), _Charged())
-        for share in transfer.shares:
-            _charge(charge, -share.usage, -share.idle, -share.variance_uj2, share)
-            charge.lost += share.usage
+    for part in moved:
+        share = part.share
+        charge = found.setdefault(storable(share.request_id), _Charged())
+        _charge(charge, -share.usage, -share.idle, -share.variance_uj2, share)
+        charge.lost += share.usage
     return found
 
 

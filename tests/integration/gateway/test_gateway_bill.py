@@ -306,16 +306,16 @@ async def test_the_gateways_counters_add_up_to_the_accounts(metered: Metered) ->
         label = f'tenant="{tenant}"'
         counted_j = sum(value for page in pages.values() for line, value in page.items() if label in line)
         assert counted_j == pytest.approx((metered.spent("active", tenant).energy_uj or 0) / 1e6, abs=1e-7)
-    # Counters do not shrink: what a failed attempt was charged at first stays at its tenant's.
+    # Counters do not shrink: what a failed attempt was charged may show at its tenant's until as much comes there.
     counted_j = sum(value for page in pages.values() for value in page.values())
-    spent = metered.spent("active") + metered.spent("lost")
-    assert counted_j == pytest.approx((spent.energy_uj or 0) / 1e6, abs=1e-6)
+    active_j, lost_j = ((metered.spent(kind).energy_uj or 0) / 1e6 for kind in ("active", "lost"))
+    assert active_j + lost_j - 1e-6 <= counted_j <= active_j + 2 * lost_j + 1e-6
 
 
 def booked_lines(page: str) -> dict[str, float]:
-    """The joules of requests on a metrics page, by their labels."""
+    """The joules of requests on a metrics page, by their labels, those of failed attempts among them."""
     lines = [line.rpartition(" ") for line in page.splitlines() if line.startswith("economizer_energy_joules_total{")]
-    return {labels: float(value) for labels, _, value in lines if 'kind="active"' in labels}
+    return {labels: float(value) for labels, _, value in lines if 'kind="active"' in labels or 'kind="lost"' in labels}
 
 
 # The hold-out.

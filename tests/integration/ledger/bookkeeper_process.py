@@ -22,9 +22,12 @@ from typing import Any
 
 HERE = Path(__file__)
 _TRUE_TIME = time.time
+_TRUE_MONOTONIC = time.monotonic
 _AHEAD_S = [0.0]
-if __name__ == "__main__":  # before the bookkeeper takes hold of the clock
-    time.time = lambda: _TRUE_TIME() + _AHEAD_S[0]
+_PASSED_S = [0.0]
+if __name__ == "__main__":  # before the bookkeeper takes hold of the clocks
+    time.time = lambda: _TRUE_TIME() + _AHEAD_S[0] + _PASSED_S[0]
+    time.monotonic = lambda: _TRUE_MONOTONIC() + _PASSED_S[0]
 
 from economizer.admission.limits import Ask, Verdict  # noqa: E402
 from economizer.energy.types import Window  # noqa: E402
@@ -100,6 +103,10 @@ class BookkeeperProcess:
         """Its wall clock jumps."""
         await self._call("step_clock", seconds)
 
+    async def pass_time(self, seconds: float) -> None:
+        """So much time passes for it at once."""
+        await self._call("pass_time", seconds)
+
     async def limit_files(self, bytes_max: int | None) -> None:
         """No file of it may grow beyond: a full disk, as it sees it. None is no limit."""
         await self._call("limit_files", bytes_max)
@@ -138,6 +145,9 @@ class _Called:
 
     async def step_clock(self, seconds: float) -> None:
         _AHEAD_S[0] += seconds
+
+    async def pass_time(self, seconds: float) -> None:
+        _PASSED_S[0] += seconds
 
     async def limit_files(self, bytes_max: int | None) -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

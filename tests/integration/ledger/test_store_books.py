@@ -6,13 +6,16 @@ from random import Random
 import pytest
 from economizer.ledger.store import Closing, LedgerRefused, Store, Written
 from economizer.ledger.types import (
+    GAPS_FROM,
     NOBODY,
     UNKNOWN,
     AccountRow,
     Batch,
     Counterfactual,
     MeterRow,
+    Moved,
     RequestRow,
+    Share,
     Transfer,
 )
 from ledger_batches import FAMILY, VARIANT, account_rows, amounts, booking, charges, posting, settled, share, stream
@@ -121,12 +124,7 @@ def test_a_refused_request_is_in_no_account(store: Store) -> None:
 def test_what_a_failed_attempt_took_is_lost_and_not_charged(store: Store) -> None:
     usage, idle = amounts(100, 10, None), amounts(3, 4, 5)
     first = share(usage=usage, idle=idle)
-    moved = Transfer(
-        request_id="request-1",
-        attempt=0,
-        shares=(first,),
-        postings=(posting(-usage), posting(usage, "lost", NOBODY)),
-    )
+    moved = moving(first)
     again = share(usage=amounts(7), attempt=1)
     store.write(Batch(id="1", settled=(settled(0, postings=(posting(usage),), shares=(first,)),)))
     store.write(
@@ -144,6 +142,54 @@ def test_what_a_failed_attempt_took_is_lost_and_not_charged(store: Store) -> Non
         ("lost", usage, 0),
         ("active", amounts(7, 0, None), 1),
     ]
+
+
+def moving(*shares: Share) -> Transfer:
+    """Of an attempt that the windows 0, 1, ... of an engine charged these shares."""
+    parts = tuple(
+        Moved(engine="engine-1", number=number, account=ACTIVE, share=one) for number, one in enumerate(shares)
+    )
+    return Transfer(request_id="request-1", attempt=0, parts=parts)
+
+
+def test_a_transfer_moves_only_what_windows_charged_that_its_own_bookkeeper_wrote(store: Store) -> None:
+    before, again, new = (share(usage=amounts(each, each)) for each in (100, 60, 7))
+    store.write(Batch(id="1", epoch="a", settled=(settled(0, postings=(posting(before.usage),), shares=(before,)),)))
+    windows = (
+        settled(0, postings=(posting(again.usage),), shares=(again,)),
+        settled(1, postings=(posting(new.usage),), shares=(new,)),
+    )
+    assert store.write(Batch(id="2", epoch="b", settled=windows)) == Written(windows=1)
+    store.write(Batch(id="3", epoch="b", transfers=(moving(again, new, share(usage=amounts(1, 1))),)))
+    found = store.request("request-1")
+    assert found is not None
+    assert (found.usage, found.lost) == (amounts(100, 100), amounts(7, 7))
+    assert {row.account.kind: row.amounts for row in store.accounts(0, 3600)} == {
+        "active": amounts(100, 100),
+        "lost": amounts(7, 7),
+    }
+    assert store.close_check(0, 3600).closes
+
+
+def test_a_transfer_that_the_next_bookkeeper_makes_again_counts_once(store: Store) -> None:
+    one = share(usage=amounts(100, 10))
+    window = settled(0, postings=(posting(one.usage),), shares=(one,))
+    for epoch in ("a", "b"):
+        store.write(Batch(id=epoch, epoch=epoch, settled=(window,), transfers=(moving(one),)))
+    found = store.request("request-1")
+    assert found is not None
+    assert (found.usage, found.lost) == (amounts(0, 0), amounts(100, 10))
+    assert store.close_check(0, 3600).closes
+
+
+def test_an_engine_is_unfinished_until_its_last_window_or_a_gap_behind_its_latest(store: Store) -> None:
+    ended = settled(1, engine="ended", last=True)
+    dead = (settled(3, engine="dead"), settled(GAPS_FROM + 3, engine="dead", state="gap"))
+    slow = (settled(4, engine="slow"), settled(GAPS_FROM + 3, engine="slow", state="gap"))
+    old = (settled(6, engine="old"), settled(GAPS_FROM + 5, engine="old", state="gap", last=True))
+    lives = (settled(0, engine="lives"), settled(9, engine="lives"))
+    store.write(Batch(id="1", settled=(settled(0, engine="ended"), ended, *dead, *slow, *old, *lives)))
+    assert {(one.engine, one.number) for one in store.unfinished()} == {("slow", 4), ("old", 6), ("lives", 9)}
 
 
 def test_unknown_and_known_are_known_and_unknown_alone_stays_unknown(store: Store) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import ledger_batches
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from economizer.ledger.database import VERSION_TABLE, Database
 from economizer.ledger.schema import METADATA
 from economizer.ledger.store import LedgerUnreachable, LedgerUnusable, Store, Written
-from economizer.ledger.types import Batch
+from economizer.ledger.types import Batch, Moved, Transfer
 from postgres import PASSWORD, Postgres
 from sqlalchemy import text
 
@@ -37,8 +39,8 @@ def test_a_ledger_is_opened_again_with_all_that_is_in_it(url: str) -> None:
 
 
 def test_processes_that_open_a_new_ledger_at_once_all_get_it(url: str) -> None:
-    command = [sys.executable, ledger_batches.__file__, "open", url]
-    openers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    opening = [sys.executable, ledger_batches.__file__, "open", url]
+    openers = [subprocess.Popen(opening, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [(opener.communicate(timeout=60)[1], opener.returncode) for opener in openers] == [("", 0)] * 4
     store = Store.open(url)
     assert store.write(Batch(id="1")) == Written()
@@ -50,16 +52,48 @@ def test_a_ledger_of_a_newer_economizer_is_refused_and_left_as_it_is(url: str) -
     database = Database(url)
     with database.writing() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(LedgerUnusable, match="has schema 9999, made by a newer Economizer; this one knows 0001"):
+    with pytest.raises(LedgerUnusable, match="has schema 9999, made by a newer Economizer; this one knows 0002"):
         Store.open(url)
     with database.reading() as connection:
         assert connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")) == "9999"
     database.close()
 
 
+def test_a_ledger_of_the_first_schema_is_migrated_and_keeps_what_is_in_it(url: str) -> None:
+    _make_first_schema(url)
+    store = Store.open(url)
+    (window,) = store.unfinished()
+    assert (window.engine, window.number, window.measurement.energy_uj) == ("engine-1", 7, 5)
+    # Nobody knows who split that window, so nothing that it charged is moved.
+    share = ledger_batches.share(usage=ledger_batches.amounts(5))
+    account = ledger_batches.posting(share.usage).account
+    part = Moved(engine="engine-1", number=7, account=account, share=share)
+    store.write(Batch(id="1", transfers=(Transfer(request_id="request-1", attempt=0, parts=(part,)),)))
+    assert store.accounts(0, 3600) == []
+    store.close()
+
+
+def _make_first_schema(url: str) -> None:
+    """A ledger as the first migration made it, with one window."""
+    database = Database(url)
+    config = Config()
+    config.set_main_option("script_location", str(CHECKOUT / "serve/economizer/ledger/migrations"))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO windows (engine, number, variant, began_s, ended_s, state, seconds, measured_uj, idle_uj,"
+                " method, note, last) VALUES ('engine-1', 7, 'boiler@int8', 1, 2, 'serving', 1, 5, 0, 'replay', '',"
+                " false)"
+            )
+        )
+    database.close()
+
+
 def test_the_migrations_are_in_the_wheel(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+    building = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(building, cwd=CHECKOUT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     folder = CHECKOUT / "serve/economizer/ledger/migrations"
     here = {str(path.relative_to(CHECKOUT / "serve")) for path in folder.rglob("*") if path.suffix in (".py", ".mako")}

@@ -191,6 +191,16 @@ def test_past_its_soft_end_a_budget_asks_for_cheaper_terms() -> None:
     assert limits.admit(ask(settings), NOW_S).soft == SoftEnd(unit="usd", words="usd per month: 80.12 of 100")
 
 
+def test_what_is_reserved_counts_towards_the_soft_end_and_what_the_request_itself_may_take_does_not() -> None:
+    limits, settings = Limits(), Tenant(budgets=(Budget(per="month", usd=100.0, soft=0.5),))
+    first, second = ask(settings, predicted=usd(50_00)), ask(settings, predicted=usd(1))
+    assert limits.admit(first, NOW_S).soft is None
+    assert limits.admit(second, NOW_S).soft == SoftEnd(unit="usd", words="usd per month: 50 of 100")
+    limits.spent("acme", usd(50_00), NOW_S)  # what the first really took is booked before its reservation ends
+    limits.finished(first.request_id, 1, NOW_S)
+    assert limits.admit(ask(settings), NOW_S).soft is not None
+
+
 def test_a_budget_that_is_not_hard_never_refuses() -> None:
     limits, settings = Limits(), Tenant(budgets=(Budget(per="day", joules=100.0, hard=False),))
     limits.spent("acme", Use(uj=99_999_999), NOW_S)
@@ -210,6 +220,16 @@ def test_of_several_soft_ends_the_one_that_is_used_up_furthest_is_named() -> Non
     limits.spent("acme", Use(uusd=20_000_000, uj=3_000_000, ug=8_000_000), NOW_S)
     found = limits.admit(ask(Tenant(budgets=budgets)), NOW_S).soft
     assert found == SoftEnd(unit="joules", words="joules per day: 3 of 10")
+
+
+def test_limits_that_begin_with_the_books_sums_forget_what_they_had_counted() -> None:
+    limits, day, month = Limits(), Budget(per="day", usd=1000.0), Budget(per="month", usd=1000.0)
+    limits.spent("acme", usd(100), NOW_S)
+    limits.spent("globex", usd(100), NOW_S)
+    limits.begin_with({"day": {"acme": usd(7)}, "month": {"acme": usd(30)}}, NOW_S)
+    limits.spent("acme", usd(1), NOW_S)
+    assert [limits.used_micro("acme", budget, NOW_S) for budget in (day, month)] == [8 * CENT, 31 * CENT]
+    assert [limits.used_micro("globex", budget, NOW_S) for budget in (day, month)] == [0, 0]
 
 
 def test_a_new_day_and_a_new_month_begin_with_nothing_spent() -> None:

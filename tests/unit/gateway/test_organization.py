@@ -2,37 +2,25 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from economizer.admission.keys import KeyRecord, Role, new_key, rotate
-from economizer.energy.types import Measurement, Window
 from economizer.errors import EconomizerError, KeyRefused, NotAllowed
 from economizer.gateway.organization import invalid_request, router
 from economizer.ledger.price_map import Basis, PriceMap, price_map
 from economizer.ledger.store import Store
-from economizer.ledger.types import (
-    NOBODY,
-    Account,
-    AccountRow,
-    Amounts,
-    Batch,
-    Booking,
-    MeterRow,
-    Posting,
-    Settled,
-)
+from economizer.ledger.types import AccountRow, MeterRow
 from economizer.variants.types import Variant
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from ledger_batches import small_bill
 from openai import AsyncOpenAI, PermissionDeniedError
 
 DAY_S = 86_400
 DAY = 20_000  # 2024-10-04
 BEGAN_S = DAY * DAY_S
-HOUR = DAY * 24
 URL = "http://economizer"
 ADMIN = {"authorization": "Bearer admin"}
 
@@ -84,49 +72,11 @@ def admin(request: Request) -> None:
         raise KeyRefused("who?")
 
 
-def batch() -> Batch:
-    """One window of 1 J and 20 micro-dollars in int8's first hour: 4 parts acme's, 16 idle; and acme's request."""
-    window = Window(
-        engine="e1",
-        number=0,
-        variant="m@int8",
-        began_s=BEGAN_S + 10,
-        ended_s=BEGAN_S + 11,
-        measurement=Measurement(seconds=1.0, energy_uj=1_000_000, idle_uj=800_000, method="rapl"),
-    )
-
-    def posting(tenant: str, kind: Any, energy_uj: int, cost_uusd: int) -> Posting:
-        account = Account(hour=HOUR, tenant=tenant, family="m", variant="int8", kind=kind)
-        return Posting(account=account, amounts=Amounts(energy_uj=energy_uj, cost_uusd=cost_uusd))
-
-    settled = Settled(
-        window=window,
-        total=Amounts(energy_uj=1_000_000, cost_uusd=20),
-        postings=(posting("acme", "active", 200_000, 4), posting(NOBODY, "idle", 800_000, 16)),
-        shares=(),
-    )
-    booking = Booking(
-        request_id="r1",
-        tenant="acme",
-        family="m",
-        variant="int8",
-        endpoint="/v1/chat/completions",
-        outcome="ok",
-        attempts=1,
-        began_s=BEGAN_S + 10,
-        ended_s=BEGAN_S + 11,
-        prompt_tokens=8,
-        cached_tokens=4,
-        output_tokens=4,
-    )
-    return Batch(id="b1", settled=(settled,), bookings=(booking,))
-
-
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that has these routes and errors as the gateway has them."""
     store = Store.open(f"sqlite:///{tmp_path / 'ledger.db'}")
-    store.write(batch())
+    store.write(small_bill(BEGAN_S))
     app = FastAPI()
     app.include_router(router(StoreBooks(store), admin))
     app.add_exception_handler(RequestValidationError, invalid_request)

@@ -6,42 +6,11 @@ import pytest
 from economizer.gateway.receipts import Attempt, Receipt, ReceiptStore, RequestLog, estimated_costs, new_request_id
 from economizer.gateway.relay import Usage
 from economizer.ledger.types import Amounts, Booking, Charge, Counterfactual
-from economizer.router.decide import decide
-from economizer.router.policies import POLICIES
-from economizer.router.types import Terms, VariantState
+from economizer.router.types import Terms
 from economizer.variants.estimate import UNKNOWN, Costs
-from economizer.variants.types import Variant
-from examples import IDLE, chat, state, variant
+from examples import FULL, receipt, state, variant
 
-FULL = variant("full", usd_per_hour=3600.0)
-INT8 = variant("int8", quality=0.9, usd_per_hour=1800.0)
 USAGE = Usage(prompt_tokens=128, output_tokens=9)
-
-
-def receipt(
-    receipt_id: str = "ecr-1",
-    *,
-    caller: str = "ann",
-    served: Variant | None = INT8,
-    terms: Terms | None = None,
-    fleet: tuple[VariantState, ...] | None = None,
-) -> Receipt:
-    terms = terms or Terms()
-    fleet = fleet or (state(FULL, IDLE), state(INT8, IDLE))
-    return Receipt(
-        id=receipt_id,
-        caller=caller,
-        tenant="anonymous",
-        key_id="",
-        created_s=1700000000.75,
-        endpoint="chat",
-        model="m",
-        stream=False,
-        terms=terms,
-        decision=decide(chat(), terms, fleet, POLICIES["cheap"]),
-        variant=served,
-        full=FULL,
-    )
 
 
 def settled() -> Receipt:

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,7 +9,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 from economizer.errors import EngineFailed, EngineTimeout
-from economizer.gateway.relay import EngineAnswer, Relay, StreamMeter, Usage, error_event, forwarded_headers, read_usage
+from economizer.gateway.relay import (
+    EngineAnswer,
+    EngineNotReached,
+    Relay,
+    StreamMeter,
+    Usage,
+    error_event,
+    forwarded_headers,
+    read_usage,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -357,10 +368,23 @@ async def test_an_engine_that_gives_no_first_byte_is_given_up() -> None:
             await to.send(url, b"{}", {}, deadline_s=9.0)
 
 
-async def test_an_engine_that_is_not_there_has_failed() -> None:
+async def test_an_engine_that_is_not_there_never_got_the_request() -> None:
     async with relay() as to:
-        with pytest.raises(EngineFailed, match=r"^The engine could not be reached: \w+\.$"):
+        with pytest.raises(EngineNotReached, match=r"^The engine could not be reached: \w+\.$"):
             await to.send("http://127.0.0.1:9/v1/chat/completions", b"{}", {})
+
+
+async def test_an_engine_that_takes_no_connection_in_time_never_got_the_request() -> None:
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # the kernel takes one or two, and leaves the others without an answer
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        async with relay() as to:
+            with pytest.raises(EngineNotReached, match=r"^The engine could not be reached: ConnectionTimeoutError\.$"):
+                await to.send(f"http://127.0.0.1:{full.getsockname()[1]}/v1/chat/completions", b"{}", {})
 
 
 async def test_an_engine_that_answers_nothing_has_failed() -> None:
@@ -370,8 +394,9 @@ async def test_an_engine_that_answers_nothing_has_failed() -> None:
         return web.Response()
 
     async with engine(answer) as url, relay() as to:
-        with pytest.raises(EngineFailed, match=r"^The engine could not be reached: \w+\.$"):
+        with pytest.raises(EngineFailed, match=r"^The engine could not be reached: \w+\.$") as failed:
             await to.send(url, b"{}", {})
+    assert not isinstance(failed.value, EngineNotReached), "it may have begun"
 
 
 async def test_closing_an_answer_that_goes_on_stops_the_engines_work() -> None:

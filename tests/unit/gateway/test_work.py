@@ -6,7 +6,13 @@ from economizer.ledger.types import Slice
 EPOCH_S = 1000.0
 
 
-def attempt(*, output_tokens_max: int | None = None, ttft_s: float | None = 1.0, streamed: bool = False) -> AttemptWork:
+def attempt(
+    *,
+    output_tokens_max: int | None = None,
+    ttft_s: float | None = 1.0,
+    streamed: bool = False,
+    cached_tokens: float = 0.0,
+) -> AttemptWork:
     """Sent at 10 s with a prompt of 100 tokens; a first token is expected after 1 s, another each 0.1 s."""
     return AttemptWork(
         request_id="r",
@@ -17,6 +23,7 @@ def attempt(*, output_tokens_max: int | None = None, ttft_s: float | None = 1.0,
         engine="e",
         sent_s=10.0,
         prompt_tokens=100.0,
+        cached_tokens=cached_tokens,
         output_tokens_max=output_tokens_max,
         streamed=streamed,
         ttft_s=ttft_s,
@@ -85,6 +92,22 @@ def test_contexts_are_the_sums_of_what_each_token_attends_to() -> None:
     assert found == Work(prefill_tokens=80.0, prefill_context=4800.0, decode_tokens=10.0, decode_context=1050.0)
 
 
+def test_cached_tokens_that_are_expected_are_in_every_context_from_the_start() -> None:
+    one = attempt(cached_tokens=20.0)
+    (half,) = one.tell(10.5, EPOCH_S)
+    assert half.work == Work(prefill_tokens=40.0, prefill_context=40.0 * 60)
+    one.end(11.0, Usage(prompt_tokens=100, output_tokens=10, cached_tokens=20))
+    rest = whole(one.tell(11.0, EPOCH_S))
+    assert rest == Work(prefill_tokens=40.0, prefill_context=40.0 * 60, decode_tokens=10.0, decode_context=1050.0)
+
+
+def test_cached_tokens_that_nobody_counted_stay_as_they_were_expected() -> None:
+    one = attempt(streamed=True, cached_tokens=20.0)
+    one.first_s, one.stream = 10.5, seen(4)
+    one.end(10.75, Usage(prompt_tokens=100, output_tokens=3, counted=True))
+    assert whole(one.tell(11.0, EPOCH_S)).prefill_tokens == 80.0
+
+
 def test_no_more_is_expected_than_the_caller_allows() -> None:
     one = attempt(output_tokens_max=3)
     assert round(whole(one.tell(20.0, EPOCH_S)).decode_tokens, 6) == 3.0
@@ -98,6 +121,15 @@ def test_a_cancelled_stream_keeps_what_it_was_told_of() -> None:
     assert found[-1].last
     assert not found[-1].lost
     assert whole(found).decode_tokens == 3.0
+
+
+def test_an_attempt_that_is_cut_before_its_first_byte_has_done_as_much_of_its_prompt_as_was_expected_by_then() -> None:
+    for streamed, prefilled in ((False, 50.0), (True, 40.0)):
+        one = attempt(streamed=streamed)
+        one.tell(10.25, EPOCH_S)
+        one.end(10.5, None)
+        (last,) = one.tell(11.0, EPOCH_S)
+        assert (last.last, round(last.work.prefill_tokens, 6)) == (True, prefilled / 2)
 
 
 def test_a_failed_attempt_is_lost_at_its_end_alone() -> None:

@@ -8,7 +8,7 @@ from economizer.energy.carbon import ConstantIntensity
 from economizer.energy.types import Measurement, Window, Work
 from economizer.ledger.books import LATE_S, Books, Drawn
 from economizer.ledger.prices import PriceList
-from economizer.ledger.types import Amounts, Booking, Kind, Report, Slice
+from economizer.ledger.types import GAPS_FROM, Amounts, Booking, Charge, Kind, Report, Slice
 from economizer.variants.types import Price
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +78,11 @@ def posted(drawn: Drawn) -> dict[tuple[str, Kind], Amounts]:
     return found
 
 
+def charges_of(told: Books) -> tuple[Charge, ...]:
+    """All that was ever charged to the requests of the gateway g, which has seen none of it."""
+    return told.charges("g", 0)[1]
+
+
 PREFILL = Work(prefill_tokens=100.0, prefill_context=5000.0)
 DECODE = Work(decode_tokens=50.0, decode_context=6000.0)
 
@@ -99,7 +104,7 @@ def test_a_lone_request_gets_all_active_energy_and_the_time_that_it_was_there() 
         Amounts(energy_uj=4_000_000, cost_uusd=500, carbon_ug=400),
         Amounts(energy_uj=1_000_000, cost_uusd=500, carbon_ug=100),
     )
-    assert [(c.request_id, c.usage.energy_uj, c.final) for c in told.charges("g")] == [
+    assert [(c.request_id, c.usage.energy_uj, c.final) for c in charges_of(told)] == [
         ("r", 4_000_000, False),
         ("r", None, True),
     ]
@@ -118,14 +123,23 @@ def test_a_window_waits_until_every_gateway_has_told_of_it() -> None:
     assert len(told.draw().settled) == 1
 
 
-def test_a_gateway_that_is_late_is_not_waited_for_and_then_forgotten() -> None:
+def test_a_gateway_that_is_late_is_not_waited_for() -> None:
     told = books()
     told.report(report(1, 0.5, gateway="dead"), T0 + 0.5)
     told.window(window(0), T0 + 1)
     told.settle(T0 + 1 + LATE_S)
     assert len(told.draw().settled) == 1
-    assert told.gone(T0 + 1 + LATE_S) == ["dead"]
-    assert told.gone(T0 + 1 + LATE_S) == []
+    assert told.awaited(T0 + 1 + LATE_S) == []
+
+
+def test_a_gateway_is_dead_after_a_minute_of_silence_and_not_after_a_stall() -> None:
+    told = books()
+    told.report(report(1, 0.5), T0 + 0.5)
+    assert told.gone(T0 + 50) == []
+    assert told.gone(T0 + 61) == ["g"]
+    assert told.gone(T0 + 62) == []
+    told.report(report(2, 63), T0 + 63)
+    assert told.gone(T0 + 64) == []
 
 
 def test_work_that_is_told_late_is_charged_in_the_next_window() -> None:
@@ -155,9 +169,31 @@ def test_what_a_failed_attempt_was_charged_is_moved_to_lost_and_its_request_told
     )
     assert whole["of-r", "active"] == Amounts(energy_uj=0, cost_uusd=0, carbon_ug=0)
     assert whole["", "lost"] == Amounts(energy_uj=2_000_000, cost_uusd=1500, carbon_ug=200)
-    assert sum(charge.usage.energy_uj or 0 for charge in told.charges("g")) == 0
+    assert sum(charge.usage.energy_uj or 0 for charge in charges_of(told)) == 0
     (transfer,) = second.transfers
-    assert [share.usage.energy_uj for share in transfer.shares] == [1_000_000, 1_000_000]
+    assert [(part.number, part.share.usage.energy_uj) for part in transfer.parts] == [(0, 1_000_000), (1, 1_000_000)]
+
+
+def test_an_attempt_whose_last_slice_has_no_length_ends_in_the_window_that_it_ended_in() -> None:
+    told = books()
+    slices = piece("r", 0.5, 1.5, PREFILL), piece("r", 1.5, 1.5, DECODE, last=True, lost=True)
+    told.report(report(1, 2.5, *slices), T0 + 2.5)
+    told.window(window(0), T0 + 2.5)
+    told.window(window(1), T0 + 2.5)
+    told.settle(T0 + 2.5)
+    assert posted(told.draw())["of-r", "active"].energy_uj == 0
+    assert [charge.final for charge in charges_of(told)] == [False] * 4 + [True]
+
+
+def test_settling_returns_what_was_posted_and_what_was_moved_to_lost() -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL, last=True, lost=True)), T0 + 1)
+    told.window(window(0), T0 + 1)
+    found = Counter[str]()
+    for posting in told.settle(T0 + 1):
+        found[posting.account.kind] += posting.amounts.energy_uj or 0
+    assert found == {"active": 0, "idle": 0, "lost": 1_000_000}
+    assert told.settle(T0 + 1.5) == []
 
 
 def _fields(drawn: Drawn) -> dict[str, Any]:
@@ -255,7 +291,7 @@ def test_slices_of_an_engine_that_sends_no_more_windows_are_given_up() -> None:
     told.report(report(2, 20.0), T0 + 20)
     told.settle(T0 + 20)
     assert told.draw().reports == {"g": 2}
-    assert [charge.final for charge in told.charges("g")] == [True]
+    assert [charge.final for charge in charges_of(told)] == [True]
 
 
 def test_an_engine_that_ends_without_a_last_window_leaves_a_gap_that_the_books_show() -> None:
@@ -281,12 +317,131 @@ def test_an_engine_that_ends_with_its_last_window_leaves_none() -> None:
 
 def test_an_engine_that_died_while_nobody_kept_books_leaves_a_gap_and_one_that_lives_does_not() -> None:
     told = books()
-    told.recall(window(7), T0 + 100)
-    told.recall(window(7, engine="alive"), T0 + 100)
+    told.recall([window(7), window(7, engine="alive")], T0 + 100)
     told.window(window(99, engine="alive"), T0 + 108)
     told.settle(T0 + 109)
     found = {(one.window.engine, one.window.state) for one in told.draw().settled}
     assert found == {("alive", "serving"), ("e", "gap")}
+
+
+def test_windows_that_are_on_disk_are_not_settled_again_though_they_are_told_before_the_recall() -> None:
+    told = books()
+    for number in (6, 7, 8):
+        told.window(window(number), T0 + 9)
+    told.recall([window(7)], T0 + 9)
+    told.window(window(5), T0 + 9)
+    told.settle(T0 + 9 + LATE_S)
+    drawn = told.draw()
+    assert [one.window.number for one in drawn.settled] == [8]
+    assert drawn.windows == {"e": 8}
+
+
+def test_an_engine_whose_windows_are_all_on_disk_is_told_so_by_the_next_bookkeeper() -> None:
+    told = books()
+    told.window(window(7), T0 + 9)
+    told.recall([window(7)], T0 + 9)
+    told.settle(T0 + 9 + LATE_S)
+    drawn = told.draw()
+    assert (drawn.settled, drawn.windows) == ((), {"e": 7})
+
+
+@pytest.mark.parametrize(("recalled", "settles_after_s"), [(True, LATE_S), (False, 10.0)])
+def test_new_books_settle_once_they_know_the_gateways_and_the_disk_and_without_the_disk_later(
+    recalled: bool, settles_after_s: float
+) -> None:
+    told = Books(PriceList(prices={}, intensities={}), began_s=T0)
+    told.window(window(0, began_s=T0 - 9, ended_s=T0 - 8), T0)
+    if recalled:
+        told.recall([], T0 + 0.1)
+    told.heard_engine("e", T0 + settles_after_s - 0.1)
+    told.settle(T0 + settles_after_s - 0.1)
+    assert told.draw().settled == ()
+    told.settle(T0 + settles_after_s)
+    assert len(told.draw().settled) == 1
+
+
+def test_an_engine_that_was_given_up_and_tells_its_windows_again_is_settled_once() -> None:
+    told = books()
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 20)
+    told.window(window(0), T0 + 21)
+    told.window(window(1, began_s=T0 + 20, ended_s=T0 + 21), T0 + 21)
+    told.settle(T0 + 21 + LATE_S)
+    assert [one.window.number for one in told.draw().settled] == [0, GAPS_FROM, 1]
+
+
+def test_a_gap_does_not_say_that_its_engine_ended() -> None:
+    told = books()
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 20)
+    assert [one.window.last for one in told.draw().settled] == [False, False]
+
+
+def test_charges_are_told_again_until_the_gateway_says_that_it_has_them() -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL, last=True)), T0 + 1)
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 1)
+    number, charges = told.charges("g", 0)
+    assert (number, len(charges)) == (2, 2)
+    assert told.charges("g", 0) == (2, charges)
+    assert told.charges("g", 1) == (2, charges[1:])
+    assert told.charges("g", 2) == (2, ())
+
+
+def test_a_gateway_that_was_forgotten_gets_the_charges_since_it_is_back() -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL)), T0 + 1)
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 1)
+    number, charges = told.charges("g", 500)
+    assert (number, len(charges)) == (501, 1)
+    assert told.charges("g", 501) == (501, ())
+
+
+def test_an_attempt_whose_gateway_died_is_forgotten_and_one_that_goes_on_is_not() -> None:
+    told = books()
+    for number in range(2):
+        pieces = [piece("goes-on", number * 3600.0, number * 3600.0 + 1, PREFILL)]
+        if number == 0:
+            pieces.append(piece("dead", 0.0, 1.0, PREFILL))
+        told.report(report(number + 1, number * 3600.0 + 1, *pieces), T0 + number * 3600 + 1)
+        told.window(window(number, began_s=T0 + number * 3600, ended_s=T0 + number * 3600 + 1), T0 + number * 3600 + 1)
+        told.settle(T0 + number * 3600 + 1)
+    told.settle(T0 + 3700)
+    ends = [piece(name, 3601.0, 3602.0, PREFILL, last=True, lost=True) for name in ("goes-on", "dead")]
+    told.report(report(3, 3702.0, *ends), T0 + 3702)
+    told.settle(T0 + 3720)
+    assert [(one.request_id, len(one.parts)) for one in told.draw().transfers] == [("goes-on", 2)]
+
+
+def test_unclaimed_work_alone_takes_the_engines_time_too() -> None:
+    told = books()
+    told.window(window(0, decode_tokens=1000, prefill_tokens=0), T0 + 1)
+    told.settle(T0 + 1 + LATE_S)
+    found = posted(told.draw())
+    assert found["", "unclaimed"].energy_uj == 1_000_000
+    assert found["", "unclaimed"].cost_uusd == 1000
+
+
+def test_work_told_of_an_engine_that_starts_for_long_is_given_up_and_holds_no_report_back() -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL)), T0 + 1)
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 1)
+    told.draw()
+    told.report(report(2, 2.0, piece("r", 1.0, 2.0, PREFILL, last=True, lost=True)), T0 + 2)
+    for number in range(1, 10):
+        told.report(report(number + 2, number + 1.0), T0 + number + 1)
+        told.window(window(number, state="starting"), T0 + number + 1)
+        told.settle(T0 + number + 1)
+        assert told.draw().reports == {}
+    told.report(report(12, 11.0), T0 + 11)
+    told.window(window(10, state="starting"), T0 + 11)
+    told.settle(T0 + 11)
+    drawn = told.draw()
+    assert drawn.reports == {"g": 12}
+    assert [len(one.parts) for one in drawn.transfers] == [1]
 
 
 def test_a_window_belongs_to_the_hour_in_which_it_ended() -> None:
@@ -313,11 +468,12 @@ def lives(draw: st.DrawFn) -> tuple[list[Window], list[list[Slice]]]:
     for _ in range(draw(st.integers(0, 8))):
         began = draw(st.floats(0, count))
         length = draw(st.floats(0, 3))
+        prefill, decode = draw(st.floats(0, 4000)), draw(st.floats(0, 500))
         work = Work(
-            prefill_tokens=draw(st.floats(0, 4000)),
-            prefill_context=draw(st.floats(0, 1e6)),
-            decode_tokens=draw(st.floats(0, 500)),
-            decode_context=draw(st.floats(0, 1e6)),
+            prefill_tokens=prefill,
+            prefill_context=prefill * draw(st.floats(0, 8000)),
+            decode_tokens=decode,
+            decode_context=decode * draw(st.floats(0, 8000)),
         )
         lost = draw(st.booleans())
         request, attempt = f"r{draw(st.integers(0, 3))}", draw(st.integers(0, 1))
@@ -355,7 +511,7 @@ def test_every_unit_that_is_measured_and_charged_is_posted_exactly_once(
         accounts[posting.account.hour, posting.account.tenant, posting.account.kind] += posting.amounts.energy_uj or 0
     assert min(accounts.values(), default=0) >= 0
     charges = Counter[str]()
-    for charge in told.charges("g"):
+    for charge in charges_of(told):
         charges[f"of-{charge.request_id}"] += charge.usage.energy_uj or 0
     active = Counter[str]()
     for (_, tenant, kind), energy_uj in accounts.items():

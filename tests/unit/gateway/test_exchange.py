@@ -1,0 +1,163 @@
+"""What a request's attempts make the books believe that its engine did."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+import pytest
+from aiohttp import web
+from economizer.config import parse
+from economizer.energy.types import Work
+from economizer.gateway.exchange import Exchange
+from economizer.gateway.fleet import Choice, ReplicaReport
+from economizer.gateway.reporting import Ledger
+from economizer.gateway.state import Gateway
+from economizer.ledger.bookkeeper import Reply, Seen
+from economizer.ledger.types import Report, Slice
+from starlette.types import Receive, Scope, Send
+
+PROMPT = "x" * 799  # with the JSON around it, some 200 tokens
+ARGS: dict[str, Any] = {
+    "prices": {"cpu": {"usd_per_hour": 0.1, "source": "made up"}},
+    "families": {
+        "m": {
+            "full": "full",
+            "variants": {"full": {"engine": {"command": ["x"]}, "context_tokens_max": 4096, "hardware": "cpu"}},
+        }
+    },
+}
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Replicas:
+    """Those that are reported are there."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def choose_now(self, variant_id: str, choice: Choice) -> str | None:
+        return next(iter(choice(self.ids)), None)
+
+    async def choose(self, variant_id: str, choice: Choice) -> str:
+        raise TimeoutError
+
+
+class Told:
+    """A ledger that keeps what it is told, and says nothing."""
+
+    def __init__(self) -> None:
+        self.slices: list[Slice] = []
+
+    async def report(self, report: Report, seen: Seen) -> Reply:
+        self.slices += report.slices
+        raise ConnectionError
+
+
+@asynccontextmanager
+async def engine(answer: Answer) -> AsyncIterator[str]:
+    """An engine that answers every chat so; its address."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def told(*urls: str, cached_share: float = 0.0) -> tuple[int, list[Slice]]:
+    """The status of an answer to one chat, where these engines are there, and what its attempts came to, told at the
+    end alone."""
+    replicas, ledger = Replicas(), Told()
+    gateway = Gateway.create(parse(ARGS), replicas, cast(Ledger, ledger))
+    assert gateway.reporter is not None
+    reports = [ReplicaReport(id=f"r{at}", state="ready", url=url, secret="s") for at, url in enumerate(urls)]
+    replicas.ids = [report.id for report in reports]
+    gateway.changed("m@full", reports)
+    gateway.fleet.record("m", "full").cached_share = cached_share
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Exchange(gateway, "chat", scope, receive, send).run()
+
+    body = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://economizer") as client:
+        status = (await client.post("/v1/chat/completions", json=body)).status_code
+    gateway.reporter.start()
+    await gateway.reporter.stop()
+    await gateway.relay.close()
+    return status, ledger.slices
+
+
+def closed_port() -> str:
+    """The address of an engine that is not there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def attempts(slices: list[Slice]) -> list[tuple[int, bool, bool]]:
+    """Of each attempt that ended its number, whether it was lost, and whether it did any work."""
+    return [
+        (last.attempt, last.lost, any(not one.work.none for one in slices if one.attempt == last.attempt))
+        for last in slices
+        if last.last
+    ]
+
+
+async def well(request: web.Request) -> web.Response:
+    usage = {"prompt_tokens": 200, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 150}}
+    return web.json_response({"choices": [], "usage": usage})
+
+
+async def broken(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def test_an_engine_that_was_not_reached_is_told_to_have_done_nothing() -> None:
+    status, slices = await told(closed_port())
+    assert (status, attempts(slices)) == (503, [(0, True, False)])
+
+
+async def test_only_the_engine_that_got_the_request_is_told_to_have_worked() -> None:
+    async with engine(well) as url:
+        status, slices = await told(closed_port(), url)
+    assert (status, attempts(slices)) == (200, [(0, True, False), (1, False, True)])
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+async def test_an_engine_that_refused_a_request_is_told_to_have_done_nothing(status: int) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "no"}}, status=status)
+
+    async with engine(refuse) as url:
+        answered, slices = await told(url)
+    assert (answered, attempts(slices)) == (status, [(0, True, False)])
+
+
+async def test_an_engine_that_broke_off_after_it_got_the_request_is_told_to_have_worked_for_nothing() -> None:
+    async with engine(broken) as url:
+        status, slices = await told(url)
+    assert (status, attempts(slices)) == (503, [(0, True, True)])
+
+
+async def test_what_is_predicted_to_be_cached_is_attended_to_and_not_computed() -> None:
+    works: list[Work] = []
+
+    async def uncached(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.2)  # longer than a prompt takes where nothing is predicted
+        return await broken(request)
+
+    async with engine(uncached) as url:
+        for cached_share in (0.0, 0.75):
+            _, slices = await told(url, cached_share=cached_share)
+            works.append(sum((one.work for one in slices), Work()))
+    whole, rest = works
+    assert rest.prefill_tokens == pytest.approx(whole.prefill_tokens / 4)
+    assert rest.prefill_context / rest.prefill_tokens == pytest.approx(whole.prefill_tokens * 1.75 / 2)
