@@ -95,8 +95,9 @@ class LedgerSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.url), "url", self.url, "must be a database's URL; for no ledger, set ledger: null")
-        require(0.1 <= self.window_s <= 60, "window_s", self.window_s, "must be between 0.1 and 60")
-        require(0.05 <= self.report_s <= 5, "report_s", self.report_s, "must be between 0.05 and 5")
+        # The books give an engine up after 8 s without a window, and wait 3 s for a gateway.
+        require(0.1 <= self.window_s <= 4, "window_s", self.window_s, "must be between 0.1 and 4")
+        require(0.05 <= self.report_s <= 1, "report_s", self.report_s, "must be between 0.05 and 1")
         require(0 <= self.answer_wait_s <= 30, "answer_wait_s", self.answer_wait_s, "must be between 0 and 30")
         require(self.spool_mib_max >= 1, "spool_mib_max", self.spool_mib_max, "must be 1 or more")
         require(1 / 24 <= self.keep_days < inf, "keep_days", self.keep_days, "must be an hour (1/24) or more")

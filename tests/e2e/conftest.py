@@ -21,7 +21,7 @@ SUITE = {
 METER = {"kind": "cpu", "watts_per_core": 3.75, "watts_per_core_idle": 0.75}  # whatever CPU the tests run on
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the full model and INT8: compressed, evaluated on the engine that serves, gated, published."""
     folder = tmp_path_factory.mktemp("variants")
@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """``make run`` over that store, ready; ended as Ctrl-C ends it, with no process left behind."""
     content = yaml.safe_load((ROOT / "deploy" / "config.yaml").read_text())
@@ -60,13 +60,13 @@ def fleet(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fle
         running.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def answered() -> set[str]:
     """The ids of the client's requests that were answered."""
     return set()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(fleet: Fleet, answered: set[str]) -> Iterator[OpenAI]:
     """OpenAI's own client, which does not retry here: a failure is to be seen."""
 

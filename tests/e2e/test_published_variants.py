@@ -16,7 +16,7 @@ from openai import OpenAI
 QUESTION: Any = [{"role": "user", "content": "What is an economizer? Answer in one sentence."}]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def int8(store: Path) -> dict[str, Any]:
     """What the catalogue says of INT8."""
     catalogue = yaml.safe_load((store / "catalogue.yaml").read_text())

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pytest
 from economizer.ledger.store import Store
-from economizer.ledger.types import Amounts
+from economizer.ledger.types import Amounts, RequestRow
 from fleet import Fleet
 from real_engines import EnginePage, engine_process
 from replies import Caller, Reply
@@ -130,17 +130,30 @@ async def at_once(acme: Person, beta: Person, gamma: Person) -> None:
 
 
 async def through_a_crash(fleet: Fleet, acme: Person, beta: Person, gamma: Person) -> tuple[Reply, Reply]:
-    """INT8's engine is killed under a request of gamma's, and the others go on: the survivor, and who was refused."""
-    page = EnginePage(fleet, INT8)
-    before = page.generated()
+    """INT8's engine is killed under a request of gamma's and a pinned one of beta's, and the others go on.
 
-    async def decodes() -> bool:
-        return page.generated() > before + 20
+    Gamma's is the survivor, beta's is refused.
+    """
+    page = EnginePage(fleet, INT8)
+
+    async def decodes(of: int) -> None:
+        async def they_run() -> bool:
+            return page.running() == of
+
+        await eventually(they_run)
+        before = page.generated()
+
+        async def has_more() -> bool:
+            return page.generated() > before + 20
+
+        await eventually(has_more)
 
     asked = asyncio.create_task(gamma.asks(MODEL, 150))
-    await eventually(decodes)
+    await decodes(1)
+    pinned = asyncio.create_task(beta.fails(INT8, content=STORY, max_tokens=1500, ignore_eos=True))
+    await decodes(2)
     os.kill(engine_process(fleet, INT8), signal.SIGKILL)
-    refused = await beta.fails(INT8, max_tokens=2)
+    refused = await pinned
     for reply in await asyncio.gather(*(acme.asks(MODEL, 20) for _ in range(3))):
         assert reply.variant == "bf16"
     return await asked, refused
@@ -196,6 +209,15 @@ def served(fleet: Fleet) -> Served:
         assert made.returncode == 0, made.stderr
         keys[name] = made.stdout.strip()
     return asyncio.run(serve(fleet, keys))
+
+
+@pytest.fixture(scope="module")
+def booked(fleet: Fleet, not_in_books: set[str]) -> dict[str, RequestRow]:
+    """The requests as the books have them."""
+    store = Store.open(f"sqlite:///{fleet.ledger}")
+    rows = {row.request_id: row for row in store.requests(0, 4e9)}
+    store.close()
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -274,16 +296,17 @@ def test_a_tenants_rows_are_the_sum_of_its_requests_receipts_to_the_last_unit(
 
 
 def test_who_leaves_a_stream_pays_for_what_was_made_until_then_and_who_has_no_answer_pays_nothing(
-    served: Served,
+    served: Served, booked: dict[str, RequestRow]
 ) -> None:
-    spent: dict[str, list[float]] = {}
+    rows: dict[str, list[RequestRow]] = {}
     for sent in (sent for each in served.sent.values() for sent in each):
-        receipt = served.receipts[sent.id]
-        assert receipt["outcome"] in OUTCOMES[sent.answer]
-        spent.setdefault(sent.answer, []).append(receipt["actual"]["energy_j"] or 0)
-    assert [len(spent[answer]) for answer in ("left", "none")] == [3, 2]
-    assert min(spent["left"]) > 0
-    assert spent["none"] == [0, 0]
+        assert served.receipts[sent.id]["outcome"] in OUTCOMES[sent.answer]
+        rows.setdefault(sent.answer, []).append(booked[sent.id])
+    assert [len(rows[answer]) for answer in ("left", "none")] == [3, 2]
+    assert min(row.usage.energy_uj or 0 for row in rows["left"]) > 0
+    assert [row.usage.energy_uj or 0 for row in rows["none"]] == [0, 0]
+    refused = booked[served.refused.receipt_id]
+    assert (refused.lost.energy_uj or 0) > 0, "its engine worked for it until it was killed"
 
 
 def test_a_killed_engine_costs_no_request_that_another_variant_may_answer_and_its_work_is_nobodys(

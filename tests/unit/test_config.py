@@ -219,6 +219,8 @@ VARIANT: Keys = ("families", "m", "variants", "full")
         ),
         ((*VARIANT, "ray", "num_gpus"), -1, "families.m.variants.full.ray: {'num_gpus': -1, 'accelerator_type': 'H100"),
         (("gateway", "queue_max"), -1, "gateway: {'replicas': 2, 'queue_max': -1}: queue_max is -1: must be 0 or more"),
+        (("ledger",), {"window_s": 4.1}, "ledger: {'window_s': 4.1}: window_s is 4.1: must be between 0.1 and 4"),
+        (("ledger",), {"report_s": 1.1}, "ledger: {'report_s': 1.1}: report_s is 1.1: must be between 0.05 and 1"),
         (("gateway",), [], "gateway: []: Input should be a dictionary or an instance of GatewaySettings"),
     ],
 )

@@ -93,13 +93,16 @@ class CountingMeter(Generic[ReadingT]):
 
     def lap(self, key: str) -> Measurement:
         require(key in self._open, "key", key, "is not open")
-        before, after = self._open[key], self._now()
-        self._open[key] = after
-        return self._between(before, after)
+        after = self._now()
+        measurement = self._between(self._open[key], after)
+        self._open[key] = after  # only now: where the difference raises, the next span is as long as both
+        return measurement
 
     def end(self, key: str) -> Measurement:
         require(key in self._open, "key", key, "is not open")
-        return self._between(self._open.pop(key), self._now())
+        measurement = self._between(self._open[key], self._now())
+        del self._open[key]
+        return measurement
 
     def describe(self) -> str:
         return self._counter.describe()

@@ -9,9 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from economizer.errors import EconomizerError, ModelNotFound, ReceiptNotFound
+from economizer.errors import EconomizerError, LedgerGone, ModelNotFound, ReceiptNotFound
 from economizer.gateway.booked import booked_receipt
 from economizer.gateway.exchange import Exchange
+from economizer.gateway.gatekeeper import Party
 from economizer.gateway.metrics import CONTENT_TYPE
 from economizer.gateway.openai import ENDPOINTS, openapi_paths
 from economizer.gateway.organization import invalid_request, router
@@ -78,13 +79,7 @@ def own_routes(gateway: Gateway) -> FastAPI:
     @app.get("/v1/receipts/{receipt_id}", summary="Why a request was answered as it was, and what it took")
     async def receipt(receipt_id: str, request: Request) -> dict[str, Any]:
         party = gateway.gatekeeper.identify(request.headers, gateway.wall_s())
-        found = gateway.receipts.get(receipt_id, party.caller)
-        if found is not None:
-            return found.long()
-        row = await gateway.ledger.request(receipt_id) if gateway.ledger is not None else None
-        if row is None or not party.may_read(row):
-            raise ReceiptNotFound(f"No receipt {receipt_id[:100]!r} is kept for this key.", param="id")
-        return booked_receipt(row)
+        return await _receipt(gateway, party, receipt_id)
 
     @app.get("/healthz", summary="The gateway is alive")
     async def healthz() -> dict[str, str]:
@@ -107,6 +102,24 @@ def own_routes(gateway: Gateway) -> FastAPI:
 
 def _admin(gateway: Gateway, request: Request) -> None:
     gateway.gatekeeper.check_admin(request.headers, gateway.wall_s())
+
+
+async def _receipt(gateway: Gateway, party: Party, receipt_id: str) -> dict[str, Any]:
+    """From memory; from the books where it is not there, or was given up and is measured in them."""
+    found = gateway.receipts.get(receipt_id, party.caller)
+    if found is not None and not found.given_up:
+        return found.long()
+    try:
+        row = await gateway.ledger.request(receipt_id) if gateway.ledger is not None else None
+    except LedgerGone:
+        if found is None:
+            raise
+        return found.long()
+    if found is not None and (row is None or row.booking is None or not row.method):
+        return found.long()
+    if row is None or not party.may_read(row):
+        raise ReceiptNotFound(f"No receipt {receipt_id[:100]!r} is kept for this key.", param="id")
+    return booked_receipt(row)
 
 
 def _model(gateway: Gateway, name: str, means: ModelName) -> dict[str, Any]:

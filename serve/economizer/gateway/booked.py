@@ -1,4 +1,5 @@
-"""Receipts of requests that this gateway no longer has: from the books, in the same shape as far as they know it."""
+"""Receipts of requests that this gateway no longer has, or cannot measure: from the books, in the same shape as far as
+they know it."""
 
 from __future__ import annotations
 

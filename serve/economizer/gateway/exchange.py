@@ -17,7 +17,6 @@ from economizer.errors import (
     BodyTooLarge,
     EconomizerError,
     EngineFailed,
-    EngineTimeout,
     NotReady,
     Overloaded,
 )
@@ -59,6 +58,13 @@ class _EngineRefusal(BadEngineAnswer):
         super().__init__(message)
         self.answer = answer
         self.answer_body = body
+
+
+def _said(error: Exception | None) -> str | None:
+    """Why an attempt failed. A mistake's own message is left out, since it could hold what the caller wrote."""
+    if error is None:
+        return None
+    return error.message if isinstance(error, EconomizerError) else type(error).__name__
 
 
 class Exchange:
@@ -254,7 +260,7 @@ class Exchange:
                 work.end(ended_s, receipt.usage)
 
         job.delivery.on_answered = answered
-        error: EngineFailed | EngineTimeout | None = None
+        error: Exception | None = None
         refused = False
         try:
             answer = await self._ask(report, job.wire, record.name_at_engine(profile))
@@ -271,7 +277,7 @@ class Exchange:
             finally:
                 answer.close()
             self._learn(job, record, state, first_s - sent_s)
-        except (EngineFailed, EngineTimeout) as caught:
+        except Exception as caught:  # whoever made the mistake, it was not the caller, who shall not pay for it
             error = caught
             raise
         finally:
@@ -281,9 +287,7 @@ class Exchange:
             if work is not None:
                 worked = not refused and not isinstance(error, EngineNotReached)
                 work.end(ended_s, receipt.usage, lost=error is not None or refused, worked=worked)
-            receipt.attempts.append(
-                Attempt(variant=variant, replica=report.id, error=error.message if error is not None else None)
-            )
+            receipt.attempts.append(Attempt(variant=variant, replica=report.id, error=_said(error)))
 
     def _work(self, job: _Job, variant: str, replica: str, sent_s: float) -> AttemptWork | None:
         """What the attempt makes its engine do, told to the books from now on."""

@@ -62,7 +62,7 @@ class LedgerReplica:
         return await self._bookkeeper.admit(ask)
 
     async def believe(self, variants: tuple[Variant, ...]) -> None:
-        await asyncio.to_thread(self._bookkeeper.believe, variants)
+        await self._bookkeeper.believe(variants)
 
     async def request(self, request_id: str) -> RequestRow | None:
         return await asyncio.to_thread(self._bookkeeper.store.request, request_id)

@@ -140,7 +140,7 @@ class _Booked:
         tenant = account.tenant if account.tenant in self._tenants else "other"
         values = (amounts.energy_uj, amounts.cost_uusd, amounts.carbon_ug)
         for counter, micro in zip(self._counters, values, strict=True):
-            if micro is not None and micro > 0:
+            if micro is not None:
                 counter.labels(tenant, account.family, account.variant, account.kind).inc(micro / 1e6)
 
 
@@ -189,7 +189,7 @@ class Metrics:
         )
 
     def posted(self, postings: Sequence[Posting]) -> None:
-        """Amounts were booked. Counters only grow, so the bookkeeper sets off later what it takes back."""
+        """Amounts were booked. None is negative, since counters only grow: ``ledger.posted`` sees to that."""
         for posting in postings:
             self._booked.add(posting)
 

@@ -51,6 +51,8 @@ _TERM_HEADERS: tuple[tuple[str, tuple[str, ...], float], ...] = (
 _TERM_NAMES = tuple(term for term, _, _ in _TERM_HEADERS)
 _NO_TERMS = Terms()
 _TOKENS_MAX = 2**31 - 1
+_CHOICES_MAX = 128  # as OpenAI has it
+_SEQUENCES_MAX = 2048  # an eighth of what vLLM takes by default (VLLM_MAX_N_SEQUENCES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +112,14 @@ def read_request(endpoint: str, raw: bytes, headers: Mapping[str, str]) -> WireR
 def _sequences(endpoint: str, values: Mapping[str, Any]) -> int:
     prompts = values.get("prompt") if endpoint == "completions" else None
     several = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
-    choices = min(_TOKENS_MAX, max(1, values.get("n") or 1))
-    return choices * (len(prompts) if several and isinstance(prompts, list) else 1)
+    choices = max(1, values.get("n") or 1)
+    if choices > _CHOICES_MAX:
+        raise _wrong("n", choices, f"at most {_CHOICES_MAX}")
+    sequences = choices * (len(prompts) if several and isinstance(prompts, list) else 1)
+    if sequences > _SEQUENCES_MAX:
+        message = f"prompt asks for {sequences} answers (prompts times n): it must be at most {_SEQUENCES_MAX}."
+        raise InvalidRequest(message, param="prompt")
+    return sequences
 
 
 def _output_cap(values: Mapping[str, Any]) -> int | None:

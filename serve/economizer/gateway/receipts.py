@@ -94,10 +94,11 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, weakref_slot=True)
 class Receipt:
     """One request from its arrival to its end. Filled in as the request goes on; read-only once kept.
 
+    ``given_up`` says that its charges are not complete here: what it took is in the books alone.
     ``caller`` is who may read it; ``tenant`` and ``key_id`` are whom it is booked on. ``redecision`` is what was
     decided after the first engine failed. ``outcome`` is ok, engine_error, client_closed, refused or failed; ``arm``
     and ``degraded`` are as in ``ledger.types.Booking``. Times in seconds from arrival.
@@ -133,13 +134,14 @@ class Receipt:
     limits: Verdict | None = None
     measured: Measured = field(default_factory=Measured)
     open_attempts: int = 0
+    given_up: bool = False
     work: AttemptWork | None = None
     _settled: asyncio.Event | None = None
 
     @property
     def settled(self) -> bool:
         """Its energy is measured, and nothing more will come."""
-        return self.open_attempts == 0 and bool(self.measured.method)
+        return self.open_attempts == 0 and bool(self.measured.method) and not self.given_up
 
     def charge(self, charge: Charge) -> None:
         """Take in what the books say of it."""
@@ -148,9 +150,15 @@ class Receipt:
         if self._settled is not None and self.settled:
             self._settled.set()
 
+    def give_up(self) -> None:
+        """Be an estimate from now on, also for an answer that waits."""
+        self.given_up, self.measured = True, Measured()
+        if self._settled is not None:
+            self._settled.set()
+
     async def until_settled(self, wait_s: float) -> None:
-        """Returns once it is settled, or after ``wait_s``."""
-        if self.settled:
+        """Returns once it is settled or given up, or after ``wait_s``."""
+        if self.settled or self.given_up:
             return
         self._settled = asyncio.Event()
         with suppress(TimeoutError):

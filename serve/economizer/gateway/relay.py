@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import aiohttp
 
@@ -33,6 +33,7 @@ _NOT_FORWARDED = frozenset(
 _NOT_RETURNED = frozenset(
     {b"connection", b"content-length", b"date", b"keep-alive", b"server", b"trailer", b"transfer-encoding", b"upgrade"}
 )
+_TOKENS_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +51,16 @@ def read_usage(usage: Mapping[str, Any]) -> Usage | None:
     """OpenAI's usage object in either spelling, or None when it is not one."""
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    if not isinstance(prompt, int) or not isinstance(output, int):
+    if not _is_count(prompt) or not _is_count(output):
         return None
     details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(prompt_tokens=prompt, output_tokens=output, cached_tokens=cached if isinstance(cached, int) else None)
+    return Usage(prompt_tokens=prompt, output_tokens=output, cached_tokens=cached if _is_count(cached) else None)
+
+
+def _is_count(tokens: object) -> TypeGuard[int]:
+    """A number of tokens that the books can hold; whatever else an engine says is not stated."""
+    return type(tokens) is int and 0 <= tokens <= _TOKENS_MAX
 
 
 class EngineNotReached(EngineFailed):

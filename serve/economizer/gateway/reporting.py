@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from economizer.admission.keys import KeyRecord
 from economizer.admission.limits import Ask, Verdict
@@ -61,6 +62,7 @@ class Reporter:
         self._ended: list[Receipt] = []
         self._released: list[str] = []
         self._open: OrderedDict[str, Receipt] = OrderedDict()
+        self._known: WeakValueDictionary[str, Receipt] = WeakValueDictionary()
         self._kept: deque[Report] = deque()  # until they are on disk, of which the first ``_sent`` are sent
         self._sent = 0
         self._weight = 0
@@ -81,7 +83,7 @@ class Reporter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-            await self._report()
+            await self._try_to_report()
 
     @property
     def gone(self) -> bool:
@@ -92,9 +94,11 @@ class Reporter:
         """An attempt was sent to its engine."""
         self._works.append((work, receipt))
         receipt.open_attempts += 1
-        self._open[receipt.id] = receipt
+        self._known[receipt.id] = receipt
+        if not receipt.given_up:
+            self._open[receipt.id] = receipt
         if len(self._open) > _OPEN_MAX:
-            self._open.popitem(last=False)
+            self._give_up(next(iter(self._open)))
         self._news.set()
 
     def ended(self, receipt: Receipt) -> None:
@@ -119,10 +123,7 @@ class Reporter:
 
     async def _keep_reporting(self) -> None:
         while True:
-            try:
-                await self._report()
-            except Exception:  # the loop's outermost boundary: one mistake must not end the books
-                logger.exception("a report failed, and the next one goes on")
+            await self._try_to_report()
             if self._at_rest():
                 self._news.clear()
                 try:
@@ -131,6 +132,12 @@ class Reporter:
                 except TimeoutError:
                     continue
             await asyncio.sleep(self._period_s)
+
+    async def _try_to_report(self) -> None:
+        try:
+            await self._report()
+        except Exception:  # the outermost boundary: one mistake must not end the books
+            logger.exception("a report failed, and the next one goes on")
 
     def _at_rest(self) -> bool:
         return not (self._works or self._ended or self._released or self._open or self._sent < len(self._kept))
@@ -196,7 +203,7 @@ class Reporter:
                 yield from work.tell(now_s, epoch_s)
             except Exception:  # whatever it is, it is this attempt's alone
                 logger.exception("an attempt of request %s is told no more", receipt.id)
-                self._open.pop(receipt.id, None)  # it will not be measured whole
+                self._give_up(receipt.id)  # it will not be measured whole
                 continue
             if work.ended_s is None:
                 self._works.append((work, receipt))
@@ -212,20 +219,34 @@ class Reporter:
 
     def _take(self, reply: Reply) -> None:
         if reply.epoch != self._epoch:
-            if self._epoch:  # another bookkeeper: what the one before had not put on disk is told again
-                self._sent = 0
+            if self._epoch:
+                self._begin_again()
             self._epoch = reply.epoch
         while self._kept and self._kept[0].number <= reply.acknowledged:
             self._forget_oldest()
-        self._answered_s, self._well, self._seen = monotonic(), reply.well, reply.seen
+        self._answered_s, self._well = monotonic(), reply.well
         if reply.keys is not None:
             self._on_keys(reply.keys)
         if reply.prices is not None:
             self._on_prices(reply.prices)
+        self._seen = reply.seen  # only now: where these were not taken, they are told again; charges are not
         for charge in reply.charges:
             self._charge(charge)
         if reply.posted:
             self._on_posted(reply.posted)
+
+    def _begin_again(self) -> None:
+        """Another bookkeeper: what the one before had not put on disk is told again, and split and charged anew. How
+        much of what was charged here is among it, nobody knows."""
+        self._sent = 0
+        told = (one.request_id for report in self._kept for one in report.slices)
+        for request_id in {*self._open, *told}:
+            self._give_up(request_id)
+
+    def _give_up(self, request_id: str) -> None:
+        self._open.pop(request_id, None)
+        if (receipt := self._known.get(request_id)) is not None:
+            receipt.give_up()
 
     def _charge(self, charge: Charge) -> None:
         receipt = self._open.get(charge.request_id)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,7 @@ from economizer.ledger.store import LedgerUnusable, Store
 from economizer.ledger.types import Amounts, Batch, Booking, Charge, Posting, Report
 from economizer.variants.types import Price, Variant
 
-_WRITE_S = 0.5
-_LOOK_AFTER_S = 0.5  # keys, prices, a database that is away
+_STEP_S = 0.5  # between two looks at what is to be written, keys, prices, a database that is away
 _PRUNE_S = 3600.0
 _RETRY_S = 2.0
 _LOOK_S = 0.05
@@ -102,6 +101,7 @@ class Bookkeeper:
         self._url = url
         self._outbox = Outbox(spool, spool_bytes_max)
         self._keep_s = keep_days * _DAY_S
+        self._prune_due_s = 0.0
         self._recalled = False
         self._books = Books(PriceList.of(()), began_s=time())
         self._limits = Limits()
@@ -115,19 +115,22 @@ class Bookkeeper:
         self._offset_s = time() - monotonic()
         self._writing = asyncio.Lock()
         self._reading_keys = asyncio.Lock()
-        self.believe(variants)
+        self._believe(variants, PriceList.of(variants))
 
-    def believe(self, variants: Sequence[Variant]) -> None:
+    async def believe(self, variants: Sequence[Variant]) -> None:
         """From now on these are the prices, and what is known of energy before anything was metered."""
+        self._believe(variants, await asyncio.to_thread(PriceList.of, variants))  # it reads tables
+
+    def _believe(self, variants: Sequence[Variant], prices: PriceList) -> None:
         self._variants = {variant.id: variant for variant in variants}
-        self._books.prices, self._prices = PriceList.of(variants), {}
+        self._books.prices, self._prices = prices, {}
         self._books.priors = {variant.id: prior for variant in variants if (prior := _prior(variant)) is not None}
 
     async def run(self) -> None:
         """Open the ledger, settle, write and look after it until cancelled. None of it waits for another."""
         async with asyncio.TaskGroup() as tasks:
-            for keep in (self._keep_writing, self._keep_open, self._keep_prices, self._keep_pruned):
-                tasks.create_task(keep())
+            for step in (self.write, self._look_after, self._refresh_prices, self._prune):
+                tasks.create_task(_again_and_again(step))
 
     async def close(self) -> None:
         """Write what there is."""
@@ -273,6 +276,7 @@ class Bookkeeper:
         """Write what is settled, and what could not be written before."""
         async with self._writing:
             self._settle(self._now_s())
+            self._outbox.forget(*self._books.known())
             drawn = self._books.draw()
             batch = Batch(
                 id=secrets.token_hex(12),
@@ -280,36 +284,18 @@ class Bookkeeper:
                 settled=drawn.settled,
                 bookings=tuple(self._with_full(booking) for booking in drawn.bookings),
                 transfers=drawn.transfers,
-                coefficients=drawn.coefficients,
+                # Until it is known what an earlier bookkeeper learnt, that is not written over.
+                coefficients=drawn.coefficients if self._recalled else {},
             )
             self._outbox.add(batch, drawn)
             await _whole(self._outbox.write)
 
-    async def _keep_writing(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_S)
-            await self.write()
-
-    async def _keep_open(self) -> None:
-        while True:
-            if self._outbox.store is None:
-                await self._open()
-            if self._outbox.store is not None and not self._recalled:
-                await self._recall(self._outbox.store)
-            await self._read_keys()
-            await asyncio.sleep(_LOOK_AFTER_S)
-
-    async def _keep_prices(self) -> None:
-        while True:
-            await self._refresh_prices()
-            await asyncio.sleep(_LOOK_AFTER_S)
-
-    async def _keep_pruned(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_S)
-            if self._outbox.store is not None and self._recalled and not self._outbox.spooled:
-                await self._prune(self._outbox.store)
-                await asyncio.sleep(_PRUNE_S)
+    async def _look_after(self) -> None:
+        if self._outbox.store is None:
+            await self._open()
+        if self._outbox.store is not None and not self._recalled:
+            await self._recall(self._outbox.store)
+        await self._read_keys()
 
     async def _open(self) -> None:
         try:
@@ -344,7 +330,7 @@ class Bookkeeper:
 
     def _learn_again(self, key: str, state: Sequence[float]) -> None:
         try:
-            self._books.models.setdefault(key, StepModel.from_state(state))
+            self._books.models[key] = StepModel.from_state(state)
         except ValueError as error:
             logger.warning("what was learnt of %s is of another form, and is learnt anew: %s", key, error)
 
@@ -371,7 +357,12 @@ class Bookkeeper:
             self._prices = current
             self._versions = replace(self._versions, prices=self._versions.prices + 1)
 
-    async def _prune(self, store: Store) -> None:
+    async def _prune(self) -> None:
+        """What is old, each hour, and never before what is spooled is written."""
+        store, now_s = self._outbox.store, monotonic()
+        if store is None or not self._recalled or self._outbox.spooled or now_s < self._prune_due_s:
+            return
+        self._prune_due_s = now_s + _PRUNE_S
         try:
             await asyncio.to_thread(store.prune, time() - self._keep_s)
         except LedgerUnusable as error:
@@ -385,15 +376,20 @@ class Bookkeeper:
         if variant is None:
             return booking
         model = self._books.learnt(variant.id)
-        full = counterfactual(
-            full=variant,
-            prompt_tokens=booking.prompt_tokens,
-            cached_tokens=booking.cached_tokens or 0,
-            output_tokens=booking.output_tokens,
-            batch=booking.batch or 1.0,
-            coefficients=model.coefficients.values() if model is not None and model.coefficients is not None else None,
-            relative_error=model.relative_error if model is not None else None,
-        )
+        known = model.coefficients if model is not None else None
+        try:
+            full = counterfactual(
+                full=variant,
+                prompt_tokens=booking.prompt_tokens,
+                cached_tokens=booking.cached_tokens or 0,
+                output_tokens=booking.output_tokens,
+                batch=booking.batch or 1.0,
+                coefficients=known.values() if known is not None else None,
+                relative_error=model.relative_error if model is not None else None,
+            )
+        except Exception:  # whatever it is, it is this request's alone: what was drawn with it must be written
+            logger.exception("request %s is booked without its counterfactual", booking.request_id)
+            return replace(booking, full=None)
         return replace(booking, full=full)
 
 
@@ -407,6 +403,12 @@ def _prior(variant: Variant) -> Coefficients | None:
         decode = {batch: added_w / rate for batch, rate in speed.decode_tokens_per_s.items()}
         return prior_from(added_w / speed.prefill_tokens_per_s, decode)
     return None
+
+
+async def _again_and_again(step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await step()
+        await asyncio.sleep(_STEP_S)
 
 
 async def _whole(work: Callable[[], Result]) -> Result:

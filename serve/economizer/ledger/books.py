@@ -9,7 +9,7 @@ transferred to ``lost``. No clock, no I/O: time is an argument.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from economizer.energy.step_model import Coefficients, Episode, StepModel
@@ -43,6 +43,7 @@ _FORGOTTEN_S = 3600.0
 _GONE_S = 8.0  # a slice whose engine sent no window for so long will not be metered any more
 _CHARGES_MAX = 20_000  # kept for a gateway that does not say that it has them; some 10 MiB
 _HOUR_S = 3600
+_NEVER = float("-inf")
 
 
 @dataclass(slots=True)
@@ -62,24 +63,36 @@ class _Held:
     told: _Told
     placed: float = 0.0
 
-    def done(self, until_s: float, now_s: float) -> float:
-        """The share of the slice's work that was done by then: all of it where it lies in the future, since then the
-        clock was set back."""
+    @property
+    def key(self) -> AttemptKey:
+        """Whose it is."""
+        return self.slice.request_id, self.slice.attempt
+
+    def ahead(self, now_s: float) -> bool:
+        """It lies in the future: it is of before the clock was set back."""
+        return self.slice.ended_s - now_s > LATE_S
+
+    def done(self, until_s: float) -> float:
+        """The share of the slice's work that was done by then."""
         one = self.slice
-        if one.ended_s <= until_s or one.ended_s - now_s > LATE_S:
+        if one.ended_s <= until_s:
             return 1.0
         return (until_s - one.began_s) / (one.ended_s - one.began_s) if until_s > one.began_s else 0.0
 
 
 @dataclass(slots=True)
 class _Engine:
-    """What is known of one engine: windows that wait, slices that wait for windows, and the price's remainders."""
+    """What is known of one engine: windows that wait, slices that wait for windows, and the price's remainders.
+
+    Work until ``on_disk_s`` is in windows that an earlier bookkeeper settled; None while that may yet be recalled.
+    """
 
     windows: deque[Window] = field(default_factory=deque)
     latest: Window | None = None
     slices: list[_Held] = field(default_factory=list)
     number: int = -1
-    heard_s: float = float("-inf")
+    heard_s: float = _NEVER
+    on_disk_s: float | None = None
     carry: Carry = field(default_factory=Carry)
     episode: Episode = field(default_factory=Episode)
     unclaimed: Unclaimed = field(default_factory=Unclaimed)
@@ -88,7 +101,7 @@ class _Engine:
 @dataclass(slots=True)
 class _Gateway:
     heard_s: float
-    told_until_s: float = float("-inf")
+    told_until_s: float = _NEVER
     gone: bool = False
     number: int = -1
     reports: deque[_Told] = field(default_factory=deque)
@@ -124,7 +137,7 @@ class Books:
     """
 
     def __init__(
-        self, prices: PriceList, models: dict[str, StepModel] | None = None, *, began_s: float = float("-inf")
+        self, prices: PriceList, models: dict[str, StepModel] | None = None, *, began_s: float = _NEVER
     ) -> None:
         self.prices = prices
         self._began_s = began_s
@@ -152,8 +165,11 @@ class Books:
         gateway.reports.append(told)
         for one in report.slices:
             engine = self._engines[one.engine]
-            engine.slices.append(_Held(one, report.gateway, told))
-            engine.heard_s = max(engine.heard_s, now_s - _GONE_S / 2)
+            held = _Held(one, report.gateway, told)
+            held.placed = held.done(engine.on_disk_s or _NEVER)
+            engine.slices.append(held)
+            if engine.heard_s == _NEVER:
+                engine.heard_s = now_s
         self._bookings += report.bookings
 
     def window(self, window: Window, now_s: float) -> None:
@@ -176,7 +192,7 @@ class Books:
     def recall(self, on_disk: Iterable[Window], now_s: float) -> None:
         """The latest windows on disk, of engines that may live, or have died while nobody kept books.
 
-        An engine's windows up to that one were settled before, and are not settled again.
+        An engine's windows up to that one were settled before, and are not settled again; nor is the work in them.
         """
         self._recalled = True
         for latest in on_disk:
@@ -186,16 +202,27 @@ class Books:
             if latest.number > engine.number:
                 engine.number, engine.latest = latest.number, latest
             self._windows_settled.setdefault(latest.engine, latest.number)
+            was_set_back = latest.ended_s - now_s > LATE_S
+            if engine.on_disk_s is None and latest.state == "serving" and not was_set_back:
+                engine.on_disk_s = latest.ended_s
+                for held in engine.slices:
+                    held.placed = held.done(latest.ended_s)
 
     def clock_set(self, by_s: float) -> None:
         """The clock that ``now_s`` is read from jumped: who was heard of before it was so as long ago as before."""
         self._began_s += by_s
         for engine in self._engines.values():
             engine.heard_s += by_s
+            if engine.on_disk_s is not None:
+                engine.on_disk_s += by_s
         for gateway in self._gateways.values():
             gateway.heard_s += by_s
         for attempt in self._attempts.values():
             attempt.charged_s += by_s
+
+    def known(self) -> tuple[Collection[str], Collection[str]]:
+        """Gateways and engines that are not forgotten."""
+        return self._gateways.keys(), self._engines.keys()
 
     def awaited(self, now_s: float) -> list[str]:
         """Gateways that have reported lately: what they tell is waited for."""
@@ -217,7 +244,7 @@ class Books:
         if self._is_new(now_s):
             return []
         before = len(self.settled), len(self._transfers)
-        told_s = min((self._gateways[name].told_until_s for name in self.awaited(now_s)), default=float("-inf"))
+        told_s = min((self._gateways[name].told_until_s for name in self.awaited(now_s)), default=_NEVER)
         for name in list(self._engines):
             engine = self._engines[name]
             while engine.windows:
@@ -228,8 +255,8 @@ class Books:
                 engine.windows.popleft()
                 self._settle(engine, window, now_s)
             if now_s - engine.heard_s > _GONE_S and not engine.windows:
-                self._give_up(engine)
-            if now_s - engine.heard_s > _FORGOTTEN_S:
+                self._give_up(engine, now_s)
+            if now_s - engine.heard_s > _FORGOTTEN_S and not engine.slices:
                 del self._engines[name]
         while self._attempts and now_s - next(iter(self._attempts.values())).charged_s > _FORGOTTEN_S:
             self._attempts.popitem(last=False)  # its gateway died, and nobody tells of its end
@@ -277,6 +304,8 @@ class Books:
         return drawn
 
     def _settle(self, engine: _Engine, window: Window, now_s: float) -> None:
+        if engine.on_disk_s is None:
+            engine.on_disk_s = _NEVER
         held = list(self._placed(engine, window, now_s)) if window.state == "serving" else []
         parts = [part for _, part in held]
         model = self._model(window)
@@ -293,19 +322,16 @@ class Books:
                 self._learnt.add(_key(window))
         shares = {(share.request_id, share.attempt): share for share in settled.shares}
         for one, _ in held:
-            if share := shares.pop((one.slice.request_id, one.slice.attempt), None):
+            if share := shares.pop(one.key, None):
                 self._charge(one, share, window, now_s)
-        for one, _ in held:
-            if one.placed >= 1.0:
-                self._close(one)
-        engine.slices = [one for one in engine.slices if one.placed < 1.0]
         if window.state != "serving":
-            self._drop(engine, before_s=window.ended_s - _GONE_S)
+            _drop(engine, window.ended_s - _GONE_S, now_s)
+        self._close_placed(engine)
 
     def _placed(self, engine: _Engine, window: Window, now_s: float) -> Iterator[tuple[_Held, Part]]:
         """The slices with work that was done by the window's end and is in no window yet, and that work."""
         for one in engine.slices:
-            done = one.done(window.ended_s, now_s)
+            done = 1.0 if one.ahead(now_s) else one.done(window.ended_s)
             due = done - one.placed
             if due > 0:
                 one.placed = done
@@ -313,7 +339,7 @@ class Books:
                 yield (
                     one,
                     Part(
-                        key=(told.request_id, told.attempt),
+                        key=one.key,
                         tenant=told.tenant,
                         work=told.work.scaled(due),
                         began_s=told.began_s,
@@ -376,20 +402,31 @@ class Books:
 
     def _charge(self, held: _Held, share: Share, window: Window, now_s: float) -> None:
         one = held.slice
-        key = (one.request_id, one.attempt)
-        attempt = self._attempts.setdefault(key, _Attempt(now_s))
+        attempt = self._attempts.setdefault(held.key, _Attempt(now_s))
         attempt.charged_s = now_s
-        self._attempts.move_to_end(key)
+        self._attempts.move_to_end(held.key)
         account = _account(window, one.tenant, "active")
         attempt.parts.append(Moved(engine=window.engine, number=window.number, account=account, share=share))
         self._tell(held, share.usage, share.idle, share.variance_uj2, share.method, final=False)
+
+    def _close_placed(self, engine: _Engine) -> None:
+        """Slices that are placed whole are done with; an attempt's last one when all before it are, some of which end
+        later than it where its gateway's clock was set back."""
+        waiting = {held.key for held in engine.slices if held.placed < 1.0}
+        kept = []
+        for held in engine.slices:
+            if held.placed < 1.0 or (held.slice.last and held.key in waiting):
+                kept.append(held)
+            else:
+                self._close(held)
+        engine.slices = kept
 
     def _close(self, held: _Held) -> None:
         """A slice is placed whole; where it was its attempt's last, nothing more comes of the attempt."""
         held.told.open -= 1
         if not held.slice.last:
             return
-        attempt = self._attempts.pop((held.slice.request_id, held.slice.attempt), None)
+        attempt = self._attempts.pop(held.key, None)
         if held.slice.lost and attempt is not None:
             self._transfer(held, attempt.parts)
         self._tell(held, UNKNOWN, UNKNOWN, 0.0, "", final=True)
@@ -417,20 +454,21 @@ class Books:
                 )
             )
 
-    def _give_up(self, engine: _Engine) -> None:
+    def _give_up(self, engine: _Engine, now_s: float) -> None:
         """No more windows come of this engine: what was not metered stays uncharged, and the books show it. Its number
         stays known, in case that it was only slow and tells its windows again."""
         if engine.latest is not None and not engine.latest.last:
             self.settled.append(_gap(engine.latest))
         engine.latest = None
-        self._drop(engine)
+        _drop(engine, now_s - _GONE_S, now_s)
+        self._close_placed(engine)
 
-    def _drop(self, engine: _Engine, before_s: float = float("inf")) -> None:
-        """Slices that ended before are placed in no window any more."""
-        for held in engine.slices:
-            if held.slice.ended_s < before_s:
-                self._close(held)
-        engine.slices = [held for held in engine.slices if held.slice.ended_s >= before_s]
+
+def _drop(engine: _Engine, before_s: float, now_s: float) -> None:
+    """Slices that ended before, or before the clock was set back, are placed in no window any more."""
+    for held in engine.slices:
+        if held.slice.ended_s < before_s or held.ahead(now_s):
+            held.placed = 1.0
 
 
 def _time_weights(found: WindowSplit) -> tuple[float, ...]:

@@ -150,6 +150,8 @@ class Database:
                 self._engine.dispose()  # a connection to a file that was moved, or to a dead server, stays broken
                 raise LedgerUnreachable(f"The ledger {self} cannot be used now: {reason}") from None
             raise LedgerUnusable(f"The ledger {self} cannot be used: {reason}") from None
+        except exc.SQLAlchemyError as error:  # the pool's, where every connection is in use for long
+            raise LedgerUnreachable(f"The ledger {self} cannot be used now: {error.args[0]}") from None
         except (OverflowError, UnicodeEncodeError) as error:  # SQLite's driver, of values that it cannot hold
             raise LedgerRefused(f"The ledger {self} refuses what is written: {error}") from None
 

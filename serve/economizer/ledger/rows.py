@@ -18,6 +18,7 @@ _BOOKING = (
     *("arm", "degraded", "policy", "terms", "refusals"),
 )
 _FULL = ("low_uj", "high_uj", "low_uusd", "high_uusd")
+_MOST = 10**16  # of whatever one request counts: 10 GJ, and hundreds of them still add up in 64 bits
 
 
 def hour_of(moment_s: float) -> int:
@@ -37,20 +38,24 @@ def amounts_of(row: RowMapping, prefix: str = "") -> Amounts:
 
 def booking_row(booking: Booking) -> dict[str, Any]:
     """The columns of a request that are its booking's."""
-    row = {name: storable(getattr(booking, name)) for name in _BOOKING}
+    row = {name: getattr(booking, name) for name in _BOOKING}
     row |= amounts_row(booking.estimate, "estimate_")
     full = booking.full
-    row["full_variant"] = None if full is None else storable(full.variant)
+    row["full_variant"] = None if full is None else full.variant
     row |= amounts_row(Amounts() if full is None else full.amounts, "full_")
     row |= {f"full_{name}": getattr(full, name, None) for name in _FULL}
-    return row
+    return {name: storable(value) for name, value in row.items()}
 
 
 def storable(value: Any) -> Any:
-    """A text without what PostgreSQL (NUL) and UTF-8 (half a surrogate pair) cannot hold; anything else as it is.
+    """A text without what PostgreSQL (NUL) and UTF-8 (half a surrogate pair) cannot hold, a number that can be one
+    request's or None; anything else as it is.
 
-    Callers choose some of the texts: one character of theirs must not keep a whole batch out of the books.
+    Callers and engines choose some of them: one character or count of theirs must not keep a whole batch out of the
+    books.
     """
+    if isinstance(value, int):
+        return value if 0 <= value <= _MOST else None
     if not isinstance(value, str) or (value.isascii() and "\0" not in value):
         return value
     return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

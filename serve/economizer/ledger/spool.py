@@ -1,8 +1,8 @@
 """Batches on disk while the database cannot take them: one file each, written again until the database has it.
 
 A file is its checksum and the batch as JSON, which nobody can make execute anything. It gets its name once all of it
-is on disk, so a process that is killed leaves nothing half written under a name. A file that cannot be read, or whose
-batch the database refuses for good, is kept under another name for somebody to look at.
+is on disk, so a process that is killed leaves nothing half written under a name. A file that is damaged, and a batch
+that the database refuses for good, is kept under another name for somebody to look at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from economizer.errors import EconomizerError
-from economizer.ledger.database import LedgerRefused
 from economizer.ledger.types import Batch
 
 _WHOLE, _TORN, _ASIDE = ".batch", ".torn", ".aside"
@@ -64,13 +63,26 @@ class Spool:
         Raises:
             SpoolFull: where there is no room for it, or the disk fails. Then it is not kept.
         """
-        body = json.dumps(self._batch.dump_python(batch, mode="json"), separators=(",", ":")).encode()
-        content = b"%08x\n%s\n" % (zlib.crc32(body), body)
+        content = self._content(batch)
         if sum(self._sizes.values()) + len(content) > self._bytes_max:
             raise SpoolFull(f"The spool {self._folder} holds {self.pending()} batches, its {self._bytes_max} bytes.")
         self._number += 1
         # Two processes may number alike while one takes over from the other; a batch's id is its own.
-        path = self._folder / f"{self._number:012d}-{sha256(batch.id.encode()).hexdigest()[:16]}{_WHOLE}"
+        path = self._folder / f"{self._number:012d}-{_name(batch)}{_WHOLE}"
+        self._keep(path, content)
+        self._sizes[path] = len(content)
+
+    def put_aside(self, batch: Batch) -> Path:
+        """Keep a batch for somebody to look at; returns where. Raises SpoolFull as ``append`` does."""
+        path = self._folder / f"{_name(batch)}{_ASIDE}"  # the same when it is refused once more
+        self._keep(path, self._content(batch))
+        return path
+
+    def _content(self, batch: Batch) -> bytes:
+        body = json.dumps(self._batch.dump_python(batch, mode="json"), separators=(",", ":")).encode()
+        return b"%08x\n%s\n" % (zlib.crc32(body), body)
+
+    def _keep(self, path: Path, content: bytes) -> None:
         torn = path.with_suffix(_TORN)
         try:
             with torn.open("wb") as file:
@@ -85,7 +97,6 @@ class Spool:
                 path.unlink(missing_ok=True)
             what = "is full" if error.errno in _FULL else "cannot be written"
             raise SpoolFull(f"The spool {self._folder} {what}: {error.strerror}.") from None
-        self._sizes[path] = len(content)
 
     def pending(self) -> int:
         """How many batches wait."""
@@ -94,15 +105,15 @@ class Spool:
     def replay(self, write: Callable[[Batch], object]) -> Replayed:
         """Write all batches in their order, and forget each once it is written.
 
-        Whatever ``write`` raises is raised, and the batch and those after it stay; but a batch that it refuses for good
-        (LedgerRefused) and a file that is damaged are put aside. A batch is written twice where the process dies before
-        it is forgotten. OSError where the folder cannot be read or changed.
+        Whatever ``write`` raises is raised, and the batch and those after it stay; but a file that is damaged is put
+        aside. A batch is written twice where the process dies before it is forgotten. OSError where the folder cannot
+        be read or changed.
         """
         written, aside = 0, []
         for path in list(self._sizes):
             try:
                 write(self._read(path))
-            except (LedgerRefused, _Damaged) as error:
+            except _Damaged as error:
                 path.rename(path.with_suffix(_ASIDE))
                 aside.append(f"{path.with_suffix(_ASIDE)}: {error}")
             else:
@@ -131,6 +142,10 @@ class Spool:
 
 class _Damaged(Exception):
     """A file of the spool is not as it was written."""
+
+
+def _name(batch: Batch) -> str:
+    return sha256(batch.id.encode()).hexdigest()[:16]
 
 
 def _number(path: Path) -> int:

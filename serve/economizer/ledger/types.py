@@ -10,9 +10,9 @@ read out is a sum of postings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from economizer.energy.types import Window, Work
 
@@ -38,9 +38,9 @@ class Amounts:
     def __add__(self, other: Amounts) -> Amounts:
         """Sums of what is known: None only where both are."""
         return Amounts(
-            energy_uj=_plus(self.energy_uj, other.energy_uj),
-            cost_uusd=_plus(self.cost_uusd, other.cost_uusd),
-            carbon_ug=_plus(self.carbon_ug, other.carbon_ug),
+            energy_uj=plus(self.energy_uj, other.energy_uj),
+            cost_uusd=plus(self.cost_uusd, other.cost_uusd),
+            carbon_ug=plus(self.carbon_ug, other.carbon_ug),
         )
 
     def __neg__(self) -> Amounts:
@@ -51,7 +51,8 @@ class Amounts:
         )
 
 
-def _plus(one: int | None, other: int | None) -> int | None:
+def plus(one: int | None, other: int | None) -> int | None:
+    """The sum of what is known."""
     if one is None:
         return other
     return one if other is None else one + other
@@ -269,6 +270,15 @@ class Batch:
     def empty(self) -> bool:
         """Nothing is to be written."""
         return not (self.settled or self.bookings or self.transfers or self.coefficients)
+
+    def parts(self) -> Iterator[Batch]:
+        """The same in the smallest batches, to be written in this order: what is moved comes after its windows."""
+        parts: list[dict[str, Any]] = [{"settled": (one,)} for one in self.settled]
+        parts += [{"transfers": (one,)} for one in self.transfers]
+        parts += [{"coefficients": {key: numbers}} for key, numbers in self.coefficients.items()]
+        parts += [{"bookings": (one,)} for one in self.bookings]
+        for number, part in enumerate(parts):
+            yield Batch(id=f"{self.id}-{number}", epoch=self.epoch, **part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from economizer.ledger.schema import (
     REQUESTS,
     WINDOWS,
 )
-from economizer.ledger.types import UNKNOWN, Account, Amounts, Batch, Booking, Moved, Settled, Share, postings_of
+from economizer.ledger.types import UNKNOWN, Account, Amounts, Batch, Booking, Moved, Settled, Share, plus, postings_of
 
 Insert = postgresql.Insert | sqlite.Insert
 
@@ -124,7 +124,7 @@ def _write_meters(connection: Connection, settled: Iterable[Settled]) -> None:
         new = _meter_row(one)
         row = rows.setdefault((new["hour"], new["engine"]), new)
         if row is not new:
-            row |= {name: _plus(row[name], new[name]) for name in _METER_SUMS}
+            row |= {name: plus(row[name], new[name]) for name in _METER_SUMS}
             if new["measured_uj"] is not None:
                 row["method"] = new["method"]
     insert = upsert(connection, METERS)
@@ -170,7 +170,7 @@ def _write_accounts(
 
     for posting in postings_of(settled, moved):
         row = row_of(*_account_key(posting.account))
-        row |= {name: _plus(row[name], getattr(posting.amounts, name)) for name in AMOUNTS}
+        row |= {name: plus(row[name], getattr(posting.amounts, name)) for name in AMOUNTS}
     for booking in bookings:
         if booking["attempts"]:
             row = row_of(
@@ -271,9 +271,3 @@ def _charge(charge: _Charged, usage: Amounts, idle: Amounts, variance_uj2: float
     charge.idle += idle
     charge.variance_uj2 += variance_uj2
     charge.method = share.method
-
-
-def _plus(one: int | None, other: int | None) -> int | None:
-    if one is None:
-        return other
-    return one if other is None else one + other

@@ -31,7 +31,7 @@ def test_a_request_is_read_as_it_was_booked_with_what_was_measured_of_it(store: 
         error="engine went away",
         ttft_s=0.1,
         tpot_s=1 / 3,
-        prompt_tokens=2**62 + 1,
+        prompt_tokens=2**53 + 1,
         batch=3.5,
         predicted_ttft_s=0.2,
         predicted_e2e_s=0.3,
@@ -311,12 +311,25 @@ def test_a_text_that_no_database_can_hold_does_not_keep_a_batch_out(store: Store
     assert store.request("good") is not None
 
 
+@pytest.mark.parametrize("count", [2**63, 2**62, -1])
+def test_a_count_that_cannot_be_a_requests_is_unknown_and_keeps_no_batch_out(store: Store, count: int) -> None:
+    bad = booking("bad", output_tokens=count, predicted_energy_uj=count, estimate=amounts(count, 1))
+    full = Counterfactual(variant="bf16", amounts=amounts(count), high_uj=count)
+    store.write(Batch(id="1", bookings=(replace(bad, full=full), booking("good"))))
+    found = store.request("bad")
+    assert found is not None
+    assert found.booking == booking(
+        "bad", output_tokens=None, estimate=amounts(None, 1), full=Counterfactual(variant="bf16", amounts=UNKNOWN)
+    )
+    assert sum(row.requests for row in store.accounts(0, DAY_S)) == 2
+
+
 def test_a_number_that_no_database_can_hold_is_refused_and_leaves_nothing(store: Store) -> None:
-    bad = Batch(id="1", bookings=(booking("good"), booking("bad", output_tokens=2**63)))
+    bad = Batch(id="1", settled=(settled(steps=2**63),), bookings=(booking("good"),))
     with pytest.raises(LedgerRefused, match="refuses"):
         store.write(bad)
     assert store.request("good") is None
-    assert store.write(replace(bad, bookings=(booking("good"),))) == Written(bookings=1)
+    assert store.write(replace(bad, settled=())) == Written(bookings=1)
 
 
 def test_more_old_requests_than_are_pruned_at_once_are_all_pruned(store: Store) -> None:

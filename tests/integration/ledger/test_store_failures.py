@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
@@ -88,6 +89,20 @@ def test_a_locked_file_is_written_later(tmp_path: Path) -> None:
     with other.writing(), pytest.raises(LedgerUnreachable, match="database is locked"):
         store.write(Batch(id="1", bookings=(booking(),)))
     assert store.write(Batch(id="1", bookings=(booking(),))) == Written(bookings=1)
+
+
+def test_when_all_connections_are_in_use_for_long_it_can_be_used_later(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/ledger.db")
+    database.upgrade()
+    database._engine.pool._timeout = 0.1  # type: ignore[attr-defined]  # instead of half a minute
+    with ExitStack() as held:
+        for _ in range(15):
+            held.enter_context(database.reading())
+        with pytest.raises(LedgerUnreachable, match="connection timed out"), database.writing():
+            pass
+    with database.writing():
+        pass
+    database.close()
 
 
 def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path: Path) -> None:

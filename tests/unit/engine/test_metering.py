@@ -12,14 +12,16 @@ from economizer.engine.types import EngineSpec
 
 
 class Steps:
-    """A counter that grows by 1 J with each reading; ``fails_at`` is a reading that there is a mistake in."""
+    """A counter that grows by 1 J with each reading; ``fails_at`` is a reading that there is a mistake in, and
+    ``differs_not_at`` one that makes no difference to those before."""
 
     method = "steps"
     tick_s = 0.0
 
-    def __init__(self, fails_at: int = -1) -> None:
+    def __init__(self, fails_at: int = -1, differs_not_at: int = -1) -> None:
         self.read_times = 0
         self._fails_at = fails_at
+        self._differs_not_at = differs_not_at
 
     def read(self) -> int:
         self.read_times += 1
@@ -28,6 +30,8 @@ class Steps:
         return self.read_times * 1_000_000
 
     def used(self, before: int, after: int, seconds: float) -> Used:
+        if after == self._differs_not_at * 1_000_000:
+            raise ZeroDivisionError
         return Used(energy_uj=after - before, uncertainty=0.0)
 
     def describe(self) -> str:
@@ -125,8 +129,11 @@ async def test_after_a_long_silence_windows_are_handed_over_in_parts_the_oldest_
     assert firsts == sorted(firsts)
 
 
-async def test_a_meter_that_raises_is_asked_again_and_nothing_is_missing(caplog: pytest.LogCaptureFixture) -> None:
-    counter, bookkeeper = Steps(fails_at=3), Bookkeeper()
+@pytest.mark.parametrize("counter", [Steps(fails_at=3), Steps(differs_not_at=3)], ids=["reading", "difference"])
+async def test_a_meter_that_raises_is_asked_again_and_nothing_is_missing(
+    counter: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
+    bookkeeper = Bookkeeper()
     metering = metered(counting(counter), bookkeeper)
     metering.start(0.01)
     await until(lambda: counter.read_times > 5)

@@ -11,8 +11,10 @@ import pytest
 from aiohttp import web
 from economizer.config import parse
 from economizer.energy.types import Work
+from economizer.gateway.delivery import Delivery
 from economizer.gateway.exchange import Exchange
 from economizer.gateway.fleet import Choice, ReplicaReport
+from economizer.gateway.relay import EngineAnswer
 from economizer.gateway.reporting import Ledger
 from economizer.gateway.state import Gateway
 from economizer.ledger.bookkeeper import Reply, Seen
@@ -70,26 +72,37 @@ async def engine(answer: Answer) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def told(*urls: str, cached_share: float = 0.0) -> tuple[int, list[Slice]]:
-    """The status of an answer to one chat, where these engines are there, and what its attempts came to, told at the
-    end alone."""
+@asynccontextmanager
+async def gateway_over(*urls: str) -> AsyncIterator[tuple[Gateway, Told]]:
+    """A gateway where these engines are there, and what it tells, at the end alone."""
     replicas, ledger = Replicas(), Told()
     gateway = Gateway.create(parse(ARGS), replicas, cast(Ledger, ledger))
     assert gateway.reporter is not None
     reports = [ReplicaReport(id=f"r{at}", state="ready", url=url, secret="s") for at, url in enumerate(urls)]
     replicas.ids = [report.id for report in reports]
     gateway.changed("m@full", reports)
-    gateway.fleet.record("m", "full").cached_share = cached_share
+    yield gateway, ledger
+    gateway.reporter.start()
+    await gateway.reporter.stop()
+    await gateway.relay.close()
+
+
+async def chat(gateway: Gateway) -> int:
+    """The status of an answer to one chat."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Exchange(gateway, "chat", scope, receive, send).run()
 
     body = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://economizer") as client:
-        status = (await client.post("/v1/chat/completions", json=body)).status_code
-    gateway.reporter.start()
-    await gateway.reporter.stop()
-    await gateway.relay.close()
+        return (await client.post("/v1/chat/completions", json=body)).status_code
+
+
+async def told(*urls: str, cached_share: float = 0.0) -> tuple[int, list[Slice]]:
+    """The status of an answer to one chat, where these engines are there, and what its attempts came to."""
+    async with gateway_over(*urls) as (gateway, ledger):
+        gateway.fleet.record("m", "full").cached_share = cached_share
+        status = await chat(gateway)
     return status, ledger.slices
 
 
@@ -145,6 +158,34 @@ async def test_an_engine_that_broke_off_after_it_got_the_request_is_told_to_have
     async with engine(broken) as url:
         status, slices = await told(url)
     assert (status, attempts(slices)) == (503, [(0, True, True)])
+
+
+async def test_a_mistake_of_the_gateways_own_is_not_paid_for_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mistaken(delivery: Delivery, answer: EngineAnswer) -> None:
+        await asyncio.sleep(0.2)  # longer than a prompt takes where nothing is predicted
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Delivery, "pass_on", mistaken)
+    async with engine(well) as url:
+        status, slices = await told(url)
+    assert (status, attempts(slices)) == (500, [(0, True, True)])
+
+
+async def test_who_leaves_before_the_answer_pays_for_what_was_made_until_then() -> None:
+    asked = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with engine(slow) as url, gateway_over(url) as (gateway, ledger):
+        asking = asyncio.create_task(chat(gateway))
+        await asked.wait()
+        await asyncio.sleep(0.2)  # longer than a prompt takes where nothing is predicted
+        asking.cancel()
+        await asyncio.wait({asking})
+    assert attempts(ledger.slices) == [(0, False, True)]
 
 
 async def test_what_is_predicted_to_be_cached_is_attended_to_and_not_computed() -> None:

@@ -392,3 +392,17 @@ def test_every_endpoint_and_header_is_documented() -> None:
 )
 def test_the_answers_asked_for_are_choices_times_prompts(endpoint: str, body: dict[str, Any], sequences: int) -> None:
     assert read_request(endpoint, json.dumps({"model": "m", **body}).encode(), {}).sequences == sequences
+
+
+def test_as_many_answers_may_be_asked_for_as_openai_gives_and_an_engine_takes() -> None:
+    assert read({**CHAT, "n": 128}).sequences == 128
+    assert read({"model": "m", "prompt": ["a"] * 16, "n": 128}, "completions").sequences == 2048
+    assert refusal({**CHAT, "n": 129}) == ("n is 129: it must be at most 128.", "n")
+    assert refusal({"model": "m", "prompt": ["a"] * 2000, "n": 2**31 - 1}, "completions") == (
+        "n is 2147483647: it must be at most 128.",
+        "n",
+    )
+    assert refusal({"model": "m", "prompt": ["a"] * 1025, "n": 2}, "completions") == (
+        "prompt asks for 2050 answers (prompts times n): it must be at most 2048.",
+        "prompt",
+    )

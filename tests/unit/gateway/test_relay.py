@@ -44,10 +44,19 @@ from hypothesis import strategies as st
         ({}, None),
         ({"completion_tokens": 5}, None),
         ({"prompt_tokens": "3", "completion_tokens": 5}, None),
+        ({"prompt_tokens": 3, "completion_tokens": 2**31 - 1}, Usage(prompt_tokens=3, output_tokens=2**31 - 1)),
     ],
 )
 def test_usage_is_read_in_either_of_openais_spellings(given: dict[str, Any], usage: Usage | None) -> None:
     assert read_usage(given) == usage
+
+
+@pytest.mark.parametrize("count", [-1, 2**31, 10**25, True, 5.0, "5", None])
+def test_a_count_that_is_no_number_of_tokens_is_not_stated(count: object) -> None:
+    assert read_usage({"prompt_tokens": count, "completion_tokens": 5}) is None
+    assert read_usage({"prompt_tokens": 3, "completion_tokens": count}) is None
+    well = {"prompt_tokens": 3, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": count}}
+    assert read_usage(well) == Usage(prompt_tokens=3, output_tokens=5)
 
 
 def test_the_engine_gets_its_own_secret_and_none_of_the_callers() -> None:

@@ -207,3 +207,19 @@ async def test_a_mistake_in_what_is_done_with_an_answer_does_not_end_the_reports
     reporter.ended(ended(1))
     assert await line.booked(1) == {"ecr-01"}
     await reporter.stop()
+
+
+async def test_keys_that_were_not_taken_are_told_again(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[object] = []
+
+    def on_keys(keys: object) -> None:
+        if not any(record.exc_info for record in caplog.records):
+            raise ZeroDivisionError
+        taken.append(keys)
+
+    reporter = reporter_over(line, on_keys)
+    await until(lambda: bool(taken))
+    came = len(line.reports)
+    await until(lambda: len(line.reports) > came + 3)
+    assert taken == [()], "once is enough"
+    await reporter.stop()

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import time
 
 import pytest
+from economizer.energy.step_model import StepModel
 from economizer.energy.types import Measurement, Window, Work
 from economizer.ledger.bookkeeper import Bookkeeper, Seen
 from economizer.ledger.database import Database
 from economizer.ledger.store import LedgerUnusable, Store
-from economizer.ledger.types import Batch, Report, Slice
+from economizer.ledger.types import Amounts, Batch, Counterfactual, Report, Slice
 from economizer.variants.price import CarbonProviderSettings
 from economizer.variants.types import Price, Variant
 from ledger_batches import FAMILY, VARIANT, booking
@@ -67,6 +69,49 @@ async def test_what_was_learnt_in_another_form_is_learnt_anew(tmp_path: Path, ca
         await until(lambda: "is learnt anew" in caplog.text)
         await keeper.report(books_of(1, "r"), Seen())
         await until(lambda: booked(tmp_path, "r"))
+
+
+async def test_a_request_without_a_possible_counterfactual_is_booked_without_one_and_so_are_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = StepModel()
+    learnt.observe(Work(decode_tokens=5.0), 5, 1e6, 1.0)
+    store = Store.open(URL.format(tmp_path))
+    store.write(Batch(id="1", coefficients={f"{FAMILY}@{VARIANT}|replay": learnt.state()}))
+    variant = Variant(family=FAMILY, name=VARIANT, context_tokens_max=4096, concurrency_max=16, hardware="cpu")
+    full = Counterfactual(variant=VARIANT, amounts=Amounts())
+    good = booking("good", ended_s=time(), full=full)
+    async with running(tmp_path, variant) as keeper:
+        await until(lambda: keeper._books.learnt(variant.id) is not None)
+        bookings = replace(good, request_id="bad", output_tokens=-1), good
+        await keeper.report(Report(gateway="g", number=1, now_s=time(), bookings=bookings), Seen())
+        await until(lambda: booked(tmp_path, "good"))
+    found = {row.request_id: row.booking.full for row in store.requests(0, time() + 60) if row.booking is not None}
+    store.close()
+    assert found["bad"] is None
+    assert found["good"] is not None
+    assert found["good"].amounts.energy_uj is not None
+    assert "request bad is booked without its counterfactual" in caplog.text
+
+
+async def test_a_gateway_and_an_engine_that_are_silent_for_an_hour_are_forgotten(tmp_path: Path) -> None:
+    keeper = bookkeeper(tmp_path)
+    window = Window(
+        engine="e",
+        number=0,
+        variant=f"{FAMILY}@{VARIANT}",
+        began_s=time() - 21,
+        ended_s=time() - 20,
+        measurement=Measurement(seconds=1.0, energy_uj=5, method="replay"),
+    )
+    await keeper.report(books_of(1, "r"), Seen())
+    await keeper.windows("e", [window])
+    keeper._books.clock_set(-20)  # it no longer waits for what is on disk
+    await keeper.write()
+    assert (keeper._outbox.reports, keeper._outbox.windows) == ({"g": 1}, {"e": 0})
+    keeper._books.clock_set(-4000)
+    await keeper.write()
+    assert (keeper._outbox.reports, keeper._outbox.windows) == ({}, {})
 
 
 async def test_without_a_spool_it_says_so_once_and_writes_to_the_database_until_there_is_one(

@@ -294,6 +294,43 @@ def test_slices_of_an_engine_that_sends_no_more_windows_are_given_up() -> None:
     assert [charge.final for charge in charges_of(told)] == [True]
 
 
+def test_an_engine_that_sends_no_windows_holds_no_report_back_for_long_while_it_is_worked_with() -> None:
+    told = books()
+    acknowledged = {}
+    for number in range(1, 40):
+        told.report(report(number, number, piece(f"r{number}", number - 1, number, DECODE, last=True)), T0 + number)
+        told.settle(T0 + number)
+        acknowledged[number] = told.draw().reports.get("g", 0)
+    assert acknowledged == {number: max(0, number - 9) for number in range(1, 40)}
+
+
+@pytest.mark.parametrize("work_s", [3700.0, 9000.0])
+def test_work_told_of_an_engine_silent_for_an_hour_holds_no_report_back_wherever_the_clock_was_set(
+    work_s: float,
+) -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, DECODE, last=True)), T0 + 1)
+    told.report(report(2, 3700.0, piece("s", work_s - 1, work_s, DECODE, last=True)), T0 + 3700)
+    told.settle(T0 + 3700)
+    told.settle(T0 + 3710)
+    assert told.draw().reports == {"g": 2}
+
+
+def test_an_engine_whose_windows_are_some_seconds_late_is_charged_for() -> None:
+    told = books()
+    told.report(report(1, 1.0), T0 + 1)
+    told.window(window(0), T0 + 1)
+    told.settle(T0 + 1)
+    for number in range(2, 12):
+        told.report(report(number, number, piece("r", number - 1, number, DECODE)), T0 + number)
+        told.settle(T0 + number)
+    for number in range(1, 11):
+        told.window(window(number), T0 + 11)
+    told.settle(T0 + 11)
+    charged = {one.window.number for one in told.draw().settled if any(share.usage.energy_uj for share in one.shares)}
+    assert charged == set(range(2, 11)), "all but the first, whose work was given up after 8 seconds"
+
+
 def test_an_engine_that_ends_without_a_last_window_leaves_a_gap_that_the_books_show() -> None:
     told = books()
     told.window(window(0), T0 + 1)
@@ -343,6 +380,39 @@ def test_an_engine_whose_windows_are_all_on_disk_is_told_so_by_the_next_bookkeep
     told.settle(T0 + 9 + LATE_S)
     drawn = told.draw()
     assert (drawn.settled, drawn.windows) == ((), {"e": 7})
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_work_in_windows_that_are_on_disk_is_charged_to_nobody_again_and_a_slice_half_in_one_by_half(
+    told_first: bool,
+) -> None:
+    told = books()
+    retold = report(1, 1.5, piece("r", 0.0, 1.0, DECODE, last=True), piece("half", 0.5, 1.5, DECODE))
+    if told_first:
+        told.report(retold, T0 + 2)
+    told.recall([window(0)], T0 + 2)
+    if not told_first:
+        told.report(retold, T0 + 2)
+    told.report(report(2, 2.0, piece("s", 1.0, 1.5, DECODE.scaled(0.5))), T0 + 2)
+    told.window(window(1), T0 + 2)
+    told.settle(T0 + 2)
+    drawn = told.draw()
+    assert {share.request_id: share.usage.energy_uj for share in drawn.settled[0].shares} == {
+        "half": 500_000,
+        "s": 500_000,
+    }
+    assert drawn.reports == {"g": 2}
+    assert [charge.request_id for charge in charges_of(told) if charge.final] == ["r"]
+
+
+@pytest.mark.parametrize("on_disk", [window(0, state="starting"), window(0, began_s=T0 + 3600, ended_s=T0 + 3601)])
+def test_a_window_on_disk_of_a_start_or_of_before_the_clock_was_set_back_has_no_work_in_it(on_disk: Window) -> None:
+    told = books()
+    told.recall([on_disk], T0 + 2)
+    told.report(report(1, 2.0, piece("r", 0.0, 1.0, DECODE)), T0 + 2)
+    told.window(window(1), T0 + 2)
+    told.settle(T0 + 2)
+    assert posted(told.draw())["of-r", "active"].energy_uj == 1_000_000
 
 
 @pytest.mark.parametrize(("recalled", "settles_after_s"), [(True, LATE_S), (False, 10.0)])
@@ -533,3 +603,21 @@ def test_a_clock_that_stepped_back_loses_nothing(seconds: float) -> None:
     told.settle(T0 + back + 11)
     found = posted(told.draw())
     assert found["of-r", "active"].energy_uj == 2_000_000
+
+
+def test_an_attempt_that_failed_is_lost_whole_though_its_gateways_clock_was_set_back_before_its_end() -> None:
+    told = books()
+    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL)), T0 + 1)
+    told.report(report(2, 0.2, piece("r", 0.1, 0.2, DECODE, last=True, lost=True)), T0 + 1)
+    told.window(window(0, began_s=T0 - 0.3, ended_s=T0 + 0.7), T0 + 1)
+    told.report(report(3, 1.3), T0 + 1.3)
+    told.settle(T0 + 1.3)
+    assert told.draw().transfers == ()
+    told.window(window(1, began_s=T0 + 0.7, ended_s=T0 + 1.7), T0 + 1.7)
+    told.report(report(4, 1.8), T0 + 1.8)
+    told.settle(T0 + 1.8)
+    (transfer,) = told.draw().transfers
+    assert [part.number for part in transfer.parts] == [0, 1]
+    charges = charges_of(told)
+    assert sum(charge.usage.energy_uj or 0 for charge in charges) == 0
+    assert [charge.final for charge in charges].index(True) == len(charges) - 1
