@@ -14,7 +14,7 @@ from economizer.gateway.booked import booked_receipt
 from economizer.gateway.exchange import Exchange
 from economizer.gateway.gatekeeper import Party
 from economizer.gateway.metrics import CONTENT_TYPE
-from economizer.gateway.openai import ENDPOINTS, openapi_paths
+from economizer.gateway.openai import ENDPOINTS, openapi_paths, route_of
 from economizer.gateway.organization import invalid_request, router
 from economizer.gateway.state import Gateway
 from economizer.variants.catalog import ModelName
@@ -31,7 +31,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, or the lifespan."""
-        if scope["type"] == "http" and scope["method"] == "POST" and (endpoint := ENDPOINTS.get(scope["path"])):
+        if scope["type"] == "http" and scope["method"] == "POST" and (endpoint := ENDPOINTS.get(route_of(scope))):
             await Exchange(self._gateway, endpoint, scope, receive, send).run()
         else:
             await self._rest(scope, receive, send)

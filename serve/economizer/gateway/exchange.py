@@ -23,7 +23,7 @@ from economizer.errors import (
 from economizer.gateway.delivery import Delivery, send_error
 from economizer.gateway.fleet import ReplicaReport, Timing, VariantRecord
 from economizer.gateway.gatekeeper import Party
-from economizer.gateway.openai import WireRequest, number, read_request
+from economizer.gateway.openai import WireRequest, number, read_request, route_of
 from economizer.gateway.receipts import Attempt, Receipt, new_request_id
 from economizer.gateway.relay import EngineAnswer, EngineNotReached, forwarded_headers
 from economizer.gateway.state import Gateway
@@ -73,7 +73,7 @@ class Exchange:
     def __init__(self, gateway: Gateway, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         self._gateway = gateway
         self._endpoint = endpoint
-        self._path = scope["path"]
+        self._path = route_of(scope)
         self._receive = receive
         self._send = send
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

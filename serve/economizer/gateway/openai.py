@@ -17,6 +17,13 @@ ENDPOINTS = {
     "/v1/responses": "responses",
 }
 
+
+def route_of(scope: Mapping[str, Any]) -> str:
+    """The path of an ASGI request below where the application is mounted (Serve's ``route_prefix``)."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 _NUMBER, _INTEGER, _BOOLEAN = (int, float), (int,), (bool,)
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "stream": (_BOOLEAN, "a boolean"),

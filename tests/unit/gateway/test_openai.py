@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from economizer.errors import InvalidRequest
 from economizer.gateway.body import Body
-from economizer.gateway.openai import ENDPOINTS, WireRequest, openapi_paths, read_request, read_terms
+from economizer.gateway.openai import ENDPOINTS, WireRequest, openapi_paths, read_request, read_terms, route_of
 from economizer.router.types import Terms
 from hypothesis import given
 from hypothesis import strategies as st
@@ -406,3 +406,10 @@ def test_as_many_answers_may_be_asked_for_as_openai_gives_and_an_engine_takes() 
         "prompt asks for 2050 answers (prompts times n): it must be at most 2048.",
         "prompt",
     )
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path"), [("", "/v1/completions"), ("/llm", "/llm/v1/completions"), ("/llm", "/v1/completions")]
+)
+def test_a_route_is_what_is_below_the_place_where_the_application_is_mounted(root_path: str, path: str) -> None:
+    assert route_of({"path": path, "root_path": root_path}) == "/v1/completions"
