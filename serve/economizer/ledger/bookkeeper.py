@@ -38,6 +38,7 @@ _PRUNE_S = 3600.0
 _RETRY_S = 2.0
 _LOOK_S = 0.05
 _SET_S = 0.5  # a clock that is only slewed moves less between two looks
+_STOOD_S = 2.0  # it looks some times a second
 _TYPICAL_BATCH = 4.0  # by which a step's energy is laid on the tokens of it
 _HOUR_S = 3600
 _DAY_S = 86_400.0
@@ -113,6 +114,7 @@ class Bookkeeper:
         self._seen: dict[str, Seen] = {}
         self._finishing: deque[tuple[float, str, int | None]] = deque()
         self._offset_s = time() - monotonic()
+        self._looked_s = monotonic()
         self._writing = asyncio.Lock()
         self._reading_keys = asyncio.Lock()
         self._believe(variants, PriceList.of(variants))
@@ -245,13 +247,18 @@ class Bookkeeper:
             raise LedgerUnusable("Neither the ledger's database nor its spool takes anything, and memory is full.")
 
     def _now_s(self) -> float:
-        """Seconds since the epoch. Where that clock was set, or the machine slept, nobody was silent meanwhile."""
+        """Seconds since the epoch. While that clock was set, or this process stood still, nobody was silent."""
         now_s, steady_s = time(), monotonic()
         set_by_s = now_s - steady_s - self._offset_s
+        stood_s = steady_s - self._looked_s
         if abs(set_by_s) > _SET_S:
             logger.warning("the clock was set by %.1f s", set_by_s)
-            self._books.clock_set(set_by_s)
+            self._books.nobody_was_silent(set_by_s)
+        if stood_s > _STOOD_S:
+            logger.warning("the bookkeeper has heard nobody for %.1f s", stood_s)
+            self._books.nobody_was_silent(stood_s)
         self._offset_s += set_by_s
+        self._looked_s = steady_s
         return now_s
 
     def _settle(self, now_s: float) -> None:

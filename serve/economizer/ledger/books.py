@@ -208,8 +208,9 @@ class Books:
                 for held in engine.slices:
                     held.placed = held.done(latest.ended_s)
 
-    def clock_set(self, by_s: float) -> None:
-        """The clock that ``now_s`` is read from jumped: who was heard of before it was so as long ago as before."""
+    def nobody_was_silent(self, by_s: float) -> None:
+        """The clock that ``now_s`` is read from jumped, or nobody could be heard for so long: who was heard of before
+        was so as long ago as before."""
         self._began_s += by_s
         for engine in self._engines.values():
             engine.heard_s += by_s

@@ -106,12 +106,34 @@ async def test_a_gateway_and_an_engine_that_are_silent_for_an_hour_are_forgotten
     )
     await keeper.report(books_of(1, "r"), Seen())
     await keeper.windows("e", [window])
-    keeper._books.clock_set(-20)  # it no longer waits for what is on disk
+    keeper._books.nobody_was_silent(-20)  # it no longer waits for what is on disk
     await keeper.write()
     assert (keeper._outbox.reports, keeper._outbox.windows) == ({"g": 1}, {"e": 0})
-    keeper._books.clock_set(-4000)
+    keeper._books.nobody_was_silent(-4000)
     await keeper.write()
     assert (keeper._outbox.reports, keeper._outbox.windows) == ({}, {})
+
+
+@pytest.mark.parametrize(("stood", "gaps"), [(True, 0), (False, 1)])
+async def test_an_engine_was_not_silent_while_the_bookkeeper_itself_stood_still(
+    tmp_path: Path, stood: bool, gaps: int
+) -> None:
+    keeper = bookkeeper(tmp_path)
+    window = Window(
+        engine="e",
+        number=0,
+        variant=f"{FAMILY}@{VARIANT}",
+        began_s=time() - 21,
+        ended_s=time() - 20,
+        measurement=Measurement(seconds=1.0, energy_uj=5, method="replay"),
+    )
+    keeper._books.nobody_was_silent(-20)  # it no longer waits for what is on disk
+    await keeper.windows("e", [window])
+    keeper._books.nobody_was_silent(-20)  # 20 seconds pass
+    keeper._looked_s -= 20 if stood else 0
+    keeper._settle(keeper._now_s())
+    states = [settled.window.state for settled in keeper._books.draw().settled]
+    assert states == ["serving"] + ["gap"] * gaps
 
 
 async def test_without_a_spool_it_says_so_once_and_writes_to_the_database_until_there_is_one(
