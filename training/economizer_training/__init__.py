@@ -1,1 +1,1 @@
-"""Prepares text and distils smaller variants. It lives in the compression environment, beside torch and Ray."""
+"""Turns a teacher and raw text into a smaller model that the gateway can serve, and books what that cost."""

@@ -1,4 +1,4 @@
-"""The command line: ``economizer-train distill``."""
+"""The command line: ``economizer-train prepare | distill``."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from economizer_compression.errors import CompressionError
 
 from economizer_training.errors import TrainingError
 
-# The libraries' own settings, unless the user's: no network, no remarks between the lines of progress, no reports home.
+# The libraries' own settings, unless the user's: no network, and no remarks between the lines of progress.
 _LIBRARIES = {
     "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 well, 1 not, 2 for a wrong command line."""
+    """Runs one command; returns the exit code: 0 well, 1 not, 2 for a wrong command line, 130 interrupted."""
     options = _parser().parse_args(arguments)
     for name, value in _LIBRARIES.items():
         os.environ.setdefault(name, value)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except (TrainingError, CompressionError) as error:
         print(f"economizer-train: {error}", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:  # of the libraries and the system; ours are TrainingErrors
+    except (OSError, ValueError) as error:  # of the libraries and the system; ours are all TrainingErrors
         if os.environ.get("ECONOMIZER_TRACEBACK"):
             raise
         first = [*str(error).strip().splitlines(), "no message"][0]
@@ -39,33 +39,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"economizer-train: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("economizer-train: interrupted; the same command goes on where it can", file=sys.stderr)
+        print("economizer-train: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="economizer-train", description="Prepares text and distils variants.")
+    parser = argparse.ArgumentParser(prog="economizer-train", description="Makes smaller models, measured.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], object], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
+        added.add_argument("config", type=Path, help="a YAML file")
         return added
 
-    distill = command("distill", _distill, "distil a student from its teacher; the same command goes on after a stop")
-    distill.add_argument("config", type=Path, help="one of training/runs, or your own YAML file")
+    prepare = command("prepare", _prepare, "clean, deduplicate, tokenise and pack text, with a data card")
+    prepare.add_argument("--out", type=Path, required=True, help="the folder to make")
+    data = os.environ.get("ECONOMIZER_DATA")
+    prepare.add_argument("--data", type=Path, default=data, help="the folder that relative files are in")
+    command("distill", _distill, "distil a student from its teacher; the same command goes on after a stop")
     return parser
 
 
-# What the commands import is slow to import (torch, Ray), so that each imports its own.
+# What the commands import is slow to import (ray, torch, transformers), so that each imports its own.
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from economizer_compression.progress import say
+
+    from economizer_training.data.config import Preparation
+    from economizer_training.data.prepare import prepare
+    from economizer_training.settings import load_settings
+
+    prepare(load_settings(options.config, Preparation), out=options.out, data=options.data, say=say)
 
 
 def _distill(options: argparse.Namespace) -> None:
-    from economizer_training.distill import distill
-    from economizer_training.distillation import load_distillation
+    from economizer_compression.progress import say
 
-    distill(load_distillation(options.config))
+    from economizer_training.distill import distill
+    from economizer_training.distillation import Distillation
+    from economizer_training.settings import load_settings
+
+    distill(load_settings(options.config, Distillation), say=say)
 
 
 if __name__ == "__main__":

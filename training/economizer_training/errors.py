@@ -2,4 +2,4 @@
 
 
 class TrainingError(Exception):
-    """A job that cannot be done or go on; the message names what was found, where, and what would be right."""
+    """A job that cannot be done; the message names what was found, where, and what would be right."""
