@@ -1,0 +1,9 @@
+"""These tests need torch, and run where it is: in the compression environment. Elsewhere none is collected."""
+
+import os
+from importlib.util import find_spec
+
+# Workers are forked: with several threads in the parent, their OpenMP would wait for threads that they have not got.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+collect_ignore_glob = [] if find_spec("torch") else ["*"]
