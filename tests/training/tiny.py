@@ -21,6 +21,7 @@ from economizer_training.train import Work, train
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+RUNS = Path(__file__).parents[2] / "training" / "runs"
 VOCABULARY = 61
 LENGTH = 24
 

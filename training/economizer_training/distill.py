@@ -42,6 +42,7 @@ def distill(job: Distillation, *, say: Say) -> None:
     if teacher.quantization is not None:
         raise TrainingError(f"{teacher.path} is quantised ({teacher.quantization}): give the full model as the teacher")
     shards = Shards.open(data)
+    shards.verify()
     for split in ("train", "heldout"):
         if not shards.rows(split):
             raise TrainingError(f"{data} has no {split} rows: prepare it with some")
@@ -54,9 +55,7 @@ def distill(job: Distillation, *, say: Say) -> None:
     run_workers(work)
     plot_run(scores(work.run), f"{job.family}@{job.variant}", work.run / "heldout.png")
     manifest = hand_over(work, shards, out)
-    say(
-        f"{manifest.family}@{manifest.variant}: {manifest.size_bytes / 1e6:.0f} MB in {out}; how it went is in {job.run}"
-    )
+    say(f"{manifest.family}@{manifest.variant}: {manifest.size_bytes / 1e6:.0f} MB in {out}; how it went: {job.run}")
 
 
 def _go_on_with_the_same(job: Distillation, teacher: ModelFolder, shards: Shards) -> None:

@@ -35,5 +35,6 @@ def parse_settings(content: Any, kind: type[SettingsT], where: str) -> SettingsT
             raise TrainingError(f"{where}: {key}: is not a known key here") from None
         if found["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             raise TrainingError(f"{where}: {key}: must be given") from None
-        rule = found["msg"].removeprefix("Value error, ")
-        raise TrainingError(f"{where}: {key}: {str(found['input'])[:80]!r}: {rule}") from None
+        if found["type"] == "value_error":  # of `require`, which names field, value and rule
+            raise TrainingError(f"{where}: {key}: {found['msg'].removeprefix('Value error, ')}") from None
+        raise TrainingError(f"{where}: {key}: {str(found['input'])[:80]!r}: {found['msg']}") from None
