@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-e2e bench-gateway bench-energy bench-ledger lock clean
+.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-training test-e2e bench-gateway bench-energy bench-ledger lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -39,12 +39,16 @@ check: setup-gateway ## formatting, lint and types
 
 test: setup ## all tests: unit, integration and end to end
 	.venv/bin/python -m pytest
+	.venvs/compression/bin/python -m pytest tests/training
 
 test-unit: setup-gateway ## tests without network, engines or models
 	.venv/bin/python -m pytest tests/unit
 
 test-integration: setup ## tests against real Ray Serve and real vLLM
 	.venv/bin/python -m pytest tests/integration
+
+test-training: setup ## tests of distillation: losses, meshes, checkpoints, and Ray Train on a tiny model
+	.venvs/compression/bin/python -m pytest tests/training
 
 test-e2e: setup ## tests that start Economizer as the README says and call it with the official clients
 	.venv/bin/python -m pytest tests/e2e

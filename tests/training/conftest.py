@@ -3,7 +3,9 @@
 import os
 from importlib.util import find_spec
 
-# Workers are forked: with several threads in the parent, their OpenMP would wait for threads that they have not got.
-os.environ["OMP_NUM_THREADS"] = "1"
-
-collect_ignore_glob = [] if find_spec("torch") else ["*"]
+collect_ignore_glob: list[str] = []
+if find_spec("torch"):
+    # Workers are forked: with several threads in the parent, their OpenMP would wait for threads that they have not got.
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    collect_ignore_glob.append("*")

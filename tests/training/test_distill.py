@@ -17,6 +17,7 @@ import tiny
 import yaml
 from economizer_compression import overlap
 from economizer_compression.manifests import damaged_files, read_manifest
+from economizer_compression.tether import descendants
 from economizer_training import checkpoints
 from economizer_training.record import lines, scores
 
@@ -111,7 +112,7 @@ def test_a_worker_that_is_killed_is_started_again_from_the_checkpoint(folder: Pa
     )
     run = folder / "second.run"
     await_(lambda: checkpoints.last(run / "checkpoints") is not None, process)
-    worker = next(pid for pid in below(process.pid) if b"RayTrainWorker" in command_of(pid))
+    worker = next(pid for pid in descendants(process.pid) if b"RayTrainWorker" in command_of(pid))
     os.kill(worker, signal.SIGKILL)
     said = ended(process)
     assert "going on after step " in said
@@ -127,13 +128,6 @@ def await_(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
-
-
-def below(root: int) -> list[int]:
-    """All processes of the session that ``root`` leads, or that come from it."""
-    from economizer_compression.tether import descendants
-
-    return descendants(root)
 
 
 def command_of(pid: int) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from economizer_training.distillation import Mesh
+from economizer_training.distillation import Loss, Mesh
 from economizer_training.record import lines, scores
 from economizer_training.train import Work
 
@@ -82,3 +82,36 @@ COMBINED = {
 @pytest.mark.parametrize("name", COMBINED)
 def test_four_workers_that_combine_two_ways_give_the_losses_of_one(folder: Path, alone: list[float], name: str) -> None:
     assert figures(trained(folder, name, COMBINED[name])) == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+EVERYTHING = {"loss": Loss(divergence="jsd", temperature=2.0, cross_entropy=0.2, hidden=0.5), "freeze": ()}
+
+
+@pytest.fixture(scope="module")
+def alone_with_everything(folder: Path) -> list[float]:
+    return figures(trained(folder, "alone with everything", Mesh(), **EVERYTHING))
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP2", "tensor"])
+def test_hidden_states_the_mix_and_embeddings_that_learn_are_the_same_on_two_workers(
+    folder: Path, alone_with_everything: list[float], name: str
+) -> None:
+    found = figures(trained(folder, f"{name} with everything", MESHES[name], **EVERYTHING))
+    assert found == pytest.approx(alone_with_everything, rel=1e-4, abs=1e-5)
+
+
+def test_a_pipeline_refuses_embeddings_that_learn_and_are_the_heads_too(folder: Path) -> None:
+    work = tiny.work_of(
+        tiny.settings(folder, mesh=Mesh(pipeline=2), freeze=(), out=str(folder / "tied")), folder, folder / "student"
+    )
+    told = [line for line in tiny.run(work, Mesh(pipeline=2)) if "needs frozen embeddings" in line]
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_in_bfloat16_two_workers_learn_what_one_does_but_for_rounding(
+    folder: Path, alone: list[float], name: str
+) -> None:
+    found = figures(trained(folder, f"{name} in bfloat16", MESHES[name], precision="bf16"))
+    assert found[:-6:2] == pytest.approx(alone[:-6:2], rel=0.05)
+    assert found[-2] == pytest.approx(alone[-2], rel=0.05)

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class LossNotFinite(TrainingError):
-    """A step's loss or gradient was NaN or infinite, before anything was learnt from it; all workers raise it."""
+    """A loss, gradient or score was NaN or infinite, before anything was learnt from it; all workers raise it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +162,8 @@ class _Loop:
         (kl, same), cost = self._totals([float(value) for value in sums])
         positions = int(counted(self._shards.read("heldout", range(count))[1]).sum())
         kl, agreement = kl / positions, same / positions
+        if not isfinite(kl):
+            raise LossNotFinite(f"step {step}: the held-out KL is not finite: look at the teacher's weights")
         if self._record is not None:
             self._record.add(cost)
             tokens = step * self._tokens
