@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 collect_ignore_glob: list[str] = []
 if find_spec("torch"):
-    # Workers are forked: with several threads in the parent, their OpenMP would wait for threads that they have not got.
+    # Workers are forked: with several threads in the parent, their OpenMP would wait for threads that they lack.
     os.environ["OMP_NUM_THREADS"] = "1"
 else:
     collect_ignore_glob.append("*")

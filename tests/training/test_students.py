@@ -41,6 +41,12 @@ def test_a_student_of_the_teachers_shape_is_the_teacher(folder: Path) -> None:
     torch.testing.assert_close(one, other)
 
 
+def test_a_student_is_stored_as_its_teacher_is(folder: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder / "teacher").bfloat16().save_pretrained(folder / "teacher")
+    student = initial_student(of_config(folder, num_hidden_layers=2), quiet)
+    assert {weight.dtype for weight in load_file(student / "model.safetensors").values()} == {torch.bfloat16}
+
+
 def test_a_shallow_narrow_student_has_the_leading_channels_of_blocks_evenly_over_the_teachers(folder: Path) -> None:
     job = of_config(folder, num_hidden_layers=2, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
     student = initial_student(job, quiet)

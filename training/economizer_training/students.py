@@ -94,6 +94,7 @@ def _cut(job: Distillation, teacher: ModelFolder, out: Path, say: Say) -> None:
 def _fitted(teacher: Path, settings: Mapping[str, Any], out: Path) -> None:
     """A model of the teacher's class with settings of its own, and of each of the teacher's weights what fits."""
     config = AutoConfig.from_pretrained(teacher)
+    stored = getattr(config, "dtype", None) or torch.bfloat16  # before a model in single precision says otherwise
     for key, value in settings.items():
         if not hasattr(config, key):
             raise TrainingError(f"student.config: {key}: is no setting of a {config.model_type}")
@@ -107,7 +108,7 @@ def _fitted(teacher: Path, settings: Mapping[str, Any], out: Path) -> None:
         raise TrainingError(f"student.config: transformers cannot build it: {str(error).splitlines()[0]}") from None
     _fill(small, large)
     with whole_folder(out) as partial:
-        small.to(getattr(large.config, "dtype", None) or torch.bfloat16).save_pretrained(partial)
+        small.to(stored).save_pretrained(partial)
         AutoTokenizer.from_pretrained(teacher).save_pretrained(partial)
         for card in ("README.md", "generation_config.json"):
             if (teacher / card).is_file():

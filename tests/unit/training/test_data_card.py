@@ -35,6 +35,7 @@ def card(*spans: Span) -> Card:
         sources=[Read(name="web|x", files=1, examples=3, size_bytes=23)],
         stages=account.stages,
         masked={"email": 2},
+        answered=1,
         splits={"train": Part(examples={"web|x": 2}, rows=2, tokens=1000, padding=24)},
         meter="replayed",
         spans=spans,
@@ -83,6 +84,7 @@ def test_the_card_for_readers_tells_counts_rules_and_joules() -> None:
     assert "| filter | words_min | 1 | Gopher (Rae et al., arXiv:2112.11446, appendix A.1.1) |" in told
     assert r"| train | web\|x | 2 |" in told
     assert "| write | 2 | 4 | 3 |" in told
+    assert "1 of the chats end with an answer of the teacher's." in told
     assert "In all 4 J, 4 J a thousand tokens." in told
     assert told.endswith("\n")
 

@@ -186,3 +186,18 @@ def test_the_built_in_documents_are_learnt_from_and_scored_on_by_halves() -> Non
     assert len(learnt) > 10
     assert len(scored) > 10
     assert not learnt & scored
+
+
+def test_the_built_in_prompts_are_asked_and_scored_on_by_halves() -> None:
+    asked = {example.text for example in read(source(messages="messages"), 0, "builtin:prompts")}
+    scored = set(strings("builtin:prompts"))
+    assert len(asked) > 10
+    assert len(scored) > 10
+    assert not asked & scored
+
+
+def test_a_template_without_an_answer_ends_with_the_users_turn(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", [{"q": "Why?"}])
+    templates = (Template(user="{q}"),)
+    (found,) = read(source(templates=templates), 0, str(path))
+    assert found.chat(templates) == [{"role": "user", "content": "Why?"}]

@@ -8,6 +8,7 @@ from economizer_training.data.config import Preparation, Source, Template
 from economizer_training.errors import TrainingError
 from economizer_training.settings import load_settings, parse_settings
 
+RUNS = Path(__file__).parents[3] / "training" / "runs"
 PLAIN = {"tokenizer": "./model", "sources": [{"name": "web", "files": "a.txt"}]}
 
 
@@ -48,6 +49,11 @@ def test_a_source_is_documents_chats_or_fields_for_templates() -> None:
         ({"deduplication": {"near": 1}}, "must be between 0 and 1, or null"),
         ({"decontamination": {"words": 2}}, "must be 4 or more"),
         ({"sampling": {"alpha": 2}}, "must be between 0 and 1"),
+        (
+            {"sources": [{"name": "a", "files": "x", "templates": [{"user": "{q}"}]}]},
+            "answers is None: must be given for templates of ['a']",
+        ),
+        ({"answers": {"tokens": 0}}, "must be 1 or more"),
         ({"packing": {"tokens": 8}}, "must be 16 or more"),
         ({"packing": {"held_out": 1.0}}, "must be at least 0 and under 1"),
     ],
@@ -57,6 +63,12 @@ def test_what_is_wrong_is_refused_with_its_rule(changes: dict[str, Any], message
         parsed(**changes)
     assert message in str(refused.value)
     assert str(refused.value).startswith("prepare.yaml: ")
+
+
+@pytest.mark.parametrize("name", ["prepare-builtin", "prepare-public"])
+def test_a_preparation_that_comes_with_the_package_is_well_formed(name: str) -> None:
+    found = load_settings(RUNS / f"{name}.yaml", Preparation)
+    assert found.decontamination.against
 
 
 def test_messages_and_templates_are_two_kinds_of_row() -> None:

@@ -1,5 +1,7 @@
 """The rules for prose: each measures what it says, and its bound is where the table has it."""
 
+from pathlib import Path
+
 import pytest
 from economizer_training.data.rules import RULES, Page, broken
 from hypothesis import given
@@ -86,6 +88,11 @@ def test_a_rule_of_one_language_does_not_hold_for_another() -> None:
 def test_every_rule_names_where_it_is_from_and_no_two_have_one_name() -> None:
     assert all("arXiv:" in rule.source for rule in RULES)
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_the_guide_names_every_rule() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [rule.name for rule in RULES if f"`{rule.name}`" not in guide] == []
 
 
 @given(st.text(alphabet="ab .#\n…-{", max_size=200))

@@ -71,9 +71,10 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """All that is known of a prepared folder: ``tokens`` is a row's length.
+    """All that is known of a prepared folder.
 
-    ``settings`` are the preparation's, every default written out.
+    ``tokens`` is a row's length, ``answered`` how often the teacher was asked. ``settings`` are the
+    preparation's, every default written out.
     """
 
     seed: int
@@ -82,6 +83,7 @@ class Card:
     sources: Sequence[Read]
     stages: Sequence[Stage]
     masked: Mapping[str, int]
+    answered: int
     splits: Mapping[str, Part]
     meter: str
     spans: Sequence[Span]
@@ -149,6 +151,8 @@ def _holds(card: Card) -> Iterator[str]:
         ["split", "slice", "examples"],
         [[split, name, f"{n:,}"] for split, part in card.splits.items() for name, n in part.examples.items()],
     )
+    if card.answered:
+        yield from ("", f"{card.answered:,} of the chats end with an answer of the teacher's.")
 
 
 def _took(card: Card) -> Iterator[str]:

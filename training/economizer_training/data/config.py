@@ -48,12 +48,15 @@ Files = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """A chat made of a row's fields, which stand in braces; a dot leads into an inner field or a list's item."""
+    """A chat made of a row's fields, which stand in braces; a dot leads into an inner field or a list's item.
+
+    Without ``assistant`` the teacher answers.
+    """
 
     __pydantic_config__ = _FORBID
 
     user: str
-    assistant: str
+    assistant: str | None = None
     system: str | None = None
 
     def __post_init__(self) -> None:
@@ -197,6 +200,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """The teacher's most probable answers, of up to ``tokens`` tokens, to chats that end with the user's turn."""
+
+    __pydantic_config__ = _FORBID
+
+    tokens: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, "tokens", self.tokens, "must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
     """Rows of ``tokens`` tokens in ``shards`` files; the share ``held_out`` of each slice goes to a file of its own."""
 
@@ -214,7 +229,10 @@ class Packing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preparation:
-    """A whole run: the tokenizer's folder, what is read, and what becomes of it; ``seed`` decides all that is drawn."""
+    """A whole run: what is read, and what becomes of it; ``seed`` decides all that is drawn.
+
+    ``tokenizer`` is the teacher's folder, of which ``answers`` needs the weights, too; None drops what nobody answers.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -225,6 +243,7 @@ class Preparation:
     deduplication: Deduplication = field(default_factory=Deduplication)
     decontamination: Decontamination = field(default_factory=Decontamination)
     sampling: Sampling = field(default_factory=Sampling)
+    answers: Answers | None = None
     packing: Packing = field(default_factory=Packing)
     meter: MeterSettings = field(default_factory=MeterSettings)
 
@@ -232,3 +251,5 @@ class Preparation:
         names = [source.name for source in self.sources]
         require(bool(names), "sources", names, "must name at least one source")
         require(len(set(names)) == len(names), "sources", names, "must have different names")
+        asking = [s.name for s in self.sources for template in s.templates if template.assistant is None]
+        require(not asking or self.answers is not None, "answers", None, f"must be given for templates of {asking}")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from economizer_compression.errors import CompressionError
 from economizer_compression.overlap import Hashes, ngrams
 from pydantic import TypeAdapter
 
@@ -60,6 +61,7 @@ _TOKENS = pa.schema(
         "rule": pa.string(),  # empty where it was not dropped
         "bytes": pa.int64(),
         "ids": pa.binary(),
+        "asked": pa.string(),  # the messages that the teacher is to answer; empty where there are ids
         "text": pa.string(),
     }
 )
@@ -75,6 +77,7 @@ class Written:
     examples: Mapping[str, int]
     size_bytes: int
     dropped: Mapping[str, int]
+    answered: int
 
 
 @contextmanager
@@ -99,14 +102,14 @@ def on_ray() -> Iterator[None]:
 
 
 def _of_ours(error: BaseException) -> str | None:
-    """The message of the TrainingError that an error of Ray's was caused by."""
+    """The message of the error for users that an error of Ray's was caused by."""
     seen: set[int] = set()
     causes: list[BaseException | None] = [error]
     while causes:
         cause = causes.pop()
         if cause is None or id(cause) in seen:
             continue
-        if isinstance(cause, TrainingError):
+        if isinstance(cause, TrainingError | CompressionError):
             return str(cause.args[0])
         seen.add(id(cause))
         causes += [cause.__cause__, cause.__context__, getattr(cause, "cause", None)]
@@ -234,6 +237,7 @@ def _tokenised(example: Example, place: Place, preparation: Preparation, folder:
         "rule": "",
         "bytes": example.size_bytes,
         "ids": b"",
+        "asked": "",
         "text": example.text,
     }
     templates = next(source.templates for source in preparation.sources if source.name == example.source)
@@ -242,7 +246,10 @@ def _tokenised(example: Example, place: Place, preparation: Preparation, folder:
             ids = document_tokens(tokenizer, example.text)
         else:
             first = turn_of(example.id, preparation.seed, len(templates)) if templates else 0
-            ids = chat_tokens(tokenizer, example.chat(templates, first + place.copy))
+            chat = example.chat(templates, first + place.copy)
+            if preparation.answers is not None and chat[-1]["role"] == "user":
+                return {**row, "asked": json.dumps(chat)}
+            ids = chat_tokens(tokenizer, chat)
     except NotRendered as refused:
         return {**row, "rule": str(refused)}
     return {**row, "ids": ids.tobytes()}
@@ -250,6 +257,10 @@ def _tokenised(example: Example, place: Place, preparation: Preparation, folder:
 
 def _write_group(preparation: Preparation, tokenizer: str, folder: str, group: pa.Table) -> pa.Table:
     rows = sorted(group.to_pylist(), key=lambda row: row["rank"])
+    asked = [row for row in rows if row["asked"]]
+    if asked and preparation.answers is not None:
+        cache = Path(folder).parent / "answers" / rows[0]["file"]
+        _answer(asked, Path(tokenizer), preparation.answers.tokens, cache)
     kept = [row for row in rows if not row["rule"]]
     path = Path(folder) / rows[0]["file"]
     split: Split = "train" if path.name.startswith("train") else "heldout"
@@ -271,8 +282,32 @@ def _write_group(preparation: Preparation, tokenizer: str, folder: str, group: p
         examples=_counted(row["slice"] for row in kept),
         size_bytes=sum(row["bytes"] for row in kept),
         dropped=_counted(row["rule"] for row in rows if row["rule"]),
+        answered=len(asked),
     )
     return pa.table({"written": [json.dumps(asdict(told))]})
+
+
+def _answer(rows: Sequence[dict[str, Any]], folder: Path, tokens: int, cache: Path) -> None:
+    """Gives the rows the ids of their chats with the teacher's answers.
+
+    A shard's rows are always the same, so that they are answered in the same batches: in bfloat16 the neighbours in a
+    batch may decide between two tokens that are all but equally probable. A run that is killed finds them in ``cache``.
+    """
+    from economizer_compression.answers import answer
+    from economizer_compression.loading import load_model
+    from economizer_compression.model_folder import ModelFolder
+
+    made = answer(
+        lambda: load_model(folder)[0],
+        _tokenizer(str(folder)),
+        [json.loads(row["asked"]) for row in rows],
+        tokens=tokens,
+        cache=cache,
+        key=ModelFolder.open(folder).origin().sha256,
+    )
+    for row, answered in zip(rows, made, strict=True):
+        ids = np.asarray([*answered.prompt_ids, *answered.answer_ids], np.int32)
+        row.update(ids=ids.tobytes(), text=answered.text, bytes=len(answered.text.encode()))
 
 
 def turn_of(id_: str, seed: int, count: int) -> int:

@@ -77,6 +77,7 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
             sources=sources,
             stages=account.stages,
             masked=dict(sorted(masked.items())),
+            answered=sum(shard.answered for shard in shards),
             splits=_parts(shards, preparation.packing.tokens),
             meter=described,
             spans=laps.spans,

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import fsspec  # type: ignore[import-untyped]
 from economizer_compression.family import located
-from economizer_compression.texts import DOCUMENTS, documents
+from economizer_compression.texts import DOCUMENTS, PROMPTS, chats, documents
 
 from economizer_training.data.config import Source
 from economizer_training.data.examples import Example, example_of
@@ -35,7 +35,7 @@ def urls(patterns: tuple[str, ...], data: Path | None, where: str) -> list[str]:
     """The files that the patterns name, each once, in order; raises TrainingError for a pattern that names none."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        if pattern == DOCUMENTS:
+        if pattern in (DOCUMENTS, PROMPTS):
             found[pattern] = None
             continue
         names = _glob(_placed(pattern, data, where), where)
@@ -72,6 +72,11 @@ def read(source: Source, number: int, url: str) -> Iterator[Example]:
             (f"{url} document {index}", {source.text: text})
             for index, text in enumerate(documents(DOCUMENTS, None, part="calibration"))
         )
+    elif url == PROMPTS:
+        rows = (
+            (f"{url} prompt {index}", {"messages": chat})
+            for index, chat in enumerate(chats(PROMPTS, None, part="calibration"))
+        )
     elif _format(source, url) == "parquet":
         rows = _parquet_rows(url)
     elif _format(source, url) == "jsonl":
@@ -87,6 +92,8 @@ def strings(url: str) -> Iterator[str]:
     source = Source(name="evaluation", files=(url,))
     if url == DOCUMENTS:
         yield from documents(DOCUMENTS, None, part="evaluation")
+    elif url == PROMPTS:
+        yield from (chat[-1]["content"] for chat in chats(PROMPTS, None, part="evaluation"))
     elif url.endswith(".json"):
         yield from _strings_in(_json("".join(text for _, text in _lines(url, source.encoding)), url))
     elif url.endswith(".csv") or _format(source, url) == "text":
