@@ -201,3 +201,11 @@ def test_a_template_without_an_answer_ends_with_the_users_turn(tmp_path: Path) -
     templates = (Template(user="{q}"),)
     (found,) = read(source(templates=templates), 0, str(path))
     assert found.chat(templates) == [{"role": "user", "content": "Why?"}]
+
+
+def test_half_a_character_that_json_escapes_harms_neither_slice_nor_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b", "kind": "\\ud800"}\n')
+    (found,) = read(source(slice="kind"), 0, str(tmp_path / "a.jsonl"))
+    assert found.slice == "web/?"
+    assert Example.from_json(found.to_json()) == found
+    assert found.size_bytes == 5

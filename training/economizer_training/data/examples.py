@@ -74,8 +74,9 @@ def example_of(row: Mapping[str, Any], source: Source, id_: str, where: str) -> 
         parts = tuple((name, _text(value_at(row, name, where), name, where)) for name in source.fields)
     else:
         parts = (("text", _text(value_at(row, source.text, where), source.text, where)),)
-    kept = source.name if source.slice is None else f"{source.name}/{value_at(row, source.slice, where)}"
-    return Example(id=id_, source=source.name, slice=kept, kind=source.kind, parts=parts)
+    label = source.name if source.slice is None else f"{source.name}/{value_at(row, source.slice, where)}"
+    label = label.encode("utf-8", "replace").decode()  # JSON may escape half a character
+    return Example(id=id_, source=source.name, slice=label, kind=source.kind, parts=parts)
 
 
 def value_at(row: Any, field: str, where: str) -> Any:

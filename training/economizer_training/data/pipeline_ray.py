@@ -38,6 +38,8 @@ from economizer_training.shards import Shard, Split, write_shard
 
 _ROWS = 256  # in a batch: enough to make a call cheap, little enough to keep every worker busy
 
+_OWN = {"include_dashboard": False}  # settings of a Ray of our own
+
 _JUDGED = pa.schema(
     {
         "id": pa.string(),
@@ -86,7 +88,9 @@ def on_ray() -> Iterator[None]:
 
     An error that a worker raises leaves the block as the TrainingError that it was.
     """
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": else Ray joins any cluster that was started on this machine, such as a gateway's.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **_OWN if address == "local" else {})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -102,15 +106,17 @@ def on_ray() -> Iterator[None]:
 
 
 def _of_ours(error: BaseException) -> str | None:
-    """The message of the error for users that an error of Ray's was caused by."""
+    """The message of the error for users, or of the system, that an error of Ray's was caused by."""
     seen: set[int] = set()
     causes: list[BaseException | None] = [error]
     while causes:
         cause = causes.pop()
         if cause is None or id(cause) in seen:
             continue
-        if isinstance(cause, TrainingError | CompressionError):
-            return str(cause.args[0])
+        if type(cause) in (TrainingError, CompressionError):  # Ray's own are subclasses, with a worker's traceback
+            return str(cause)
+        if isinstance(cause, OSError) and not isinstance(cause, ray.exceptions.RayError):
+            return f"a worker could not go on: {cause}"
         seen.add(id(cause))
         causes += [cause.__cause__, cause.__context__, getattr(cause, "cause", None)]
     return None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from os import sched_getaffinity
 from pathlib import Path
 
 import numpy as np
 import ray
 from economizer.energy.choose import meter_for
+from economizer.energy.meter import EmptyMeter, Meter
 from economizer_compression import overlap
 from economizer_compression.family import located
 from economizer_compression.folders import whole_folder
@@ -49,7 +50,7 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
     against = urls(preparation.decontamination.against, data, "decontamination.against")
     folder = located(preparation.tokenizer).resolve()
     vocabulary = vocabulary_sha256(load_tokenizer(folder).get_vocab())
-    meter = meter_for(preparation.meter, gpus=(), cores=len(sched_getaffinity(0)), idle_w=None)
+    meter = _meter(preparation)
     described = meter.describe()
     with whole_folder(out.resolve()) as partial, lapped(meter) as laps, on_ray():
         seen = evaluation_ngrams(against, preparation.decontamination.words)
@@ -88,6 +89,13 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
         write_index(partial, Index(length=card.tokens, vocabulary_sha256=vocabulary, splits=files_of))
     say(f"{card.tokens_in_all:,} tokens in {out}; {README} there says what became of the text")
     return card
+
+
+def _meter(preparation: Preparation) -> Meter:
+    """Of the workers, which are this process's children unless they are a cluster's."""
+    if os.environ.get("RAY_ADDRESS"):
+        return EmptyMeter("the workers are those of the cluster that RAY_ADDRESS names")
+    return meter_for(preparation.meter, gpus=(), cores=len(os.sched_getaffinity(0)), idle_w=None)
 
 
 def _booked(
