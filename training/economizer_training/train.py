@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from economizer.energy.choose import meter_for
+from economizer.energy.cpu_time import CpuTime
 from economizer.energy.meter import Meter
 from economizer.energy.meter_nvml import visible_devices
 
@@ -51,6 +52,13 @@ class Work:
         return self.run / "checkpoints"
 
 
+class OwnCpuTime(CpuTime):
+    """The CPU time of this very process, where CpuTime counts what is below it: a worker works itself."""
+
+    def seconds(self) -> float:
+        return time.process_time()
+
+
 def worker_meter(work: Work, device: torch.device, here: int) -> Meter:
     """The meter of this worker's own cores, of ``here`` workers on this machine, or of its GPU."""
     gpus = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
@@ -59,6 +67,7 @@ def worker_meter(work: Work, device: torch.device, here: int) -> Meter:
         gpus=gpus[:1] if device.type == "cuda" else (),
         cores=len(os.sched_getaffinity(0)) / here,
         idle_w=None,
+        cpu_time=OwnCpuTime(),
     )
 
 

@@ -44,7 +44,7 @@ def run_workers(work: Work) -> None:
             ),
         ).fit()
     except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"the workers failed and are not started again: {_told(error)}") from None
+        raise TrainingError(f"the workers failed and are not started again: {reason(str(error))}") from None
     finally:
         ray.shutdown()
     if stopped.is_file():
@@ -68,7 +68,8 @@ def _worker(config: dict[str, Any]) -> None:
         meter.close()
 
 
-def _told(error: BaseException) -> str:
-    """The last line of the innermost cause that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+def reason(text: str) -> str:
+    """Of what Ray tells of all its workers: a TrainingError's message, else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ours = [line.partition("TrainingError: ")[2] for line in lines if "TrainingError: " in line]
+    return [*ours, *lines[-1:], "no message"][0][:500]

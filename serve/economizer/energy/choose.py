@@ -55,6 +55,7 @@ def meter_for(
     idle_w: float | None,
     gpu_share: float = 1.0,
     root: int | None = None,
+    cpu_time: CpuTime | None = None,
     proc: Path = PROC,
     powercap: Path = POWERCAP,
 ) -> Meter:
@@ -62,15 +63,15 @@ def meter_for(
 
     ``gpus`` are the engine's, ``gpu_share`` its part of each; ``cores`` are the logical CPUs kept for it, ``idle_w``
     what its GPUs draw without work in watts, None not known. The engine is all that runs below the process ``root``,
-    None for this one: its CPU time is the CPU model's, and the engine's part of what RAPL counts. NVML counts whole
-    GPUs, whichever process uses them.
+    None for this one: its CPU time is the CPU model's, and the engine's part of what RAPL counts. ``cpu_time``, where
+    given, counts something else in its place. NVML counts whole GPUs, whichever process uses them.
     """
     if settings.kind == "none":
         return EmptyMeter("the configuration wants none")
     if settings.kind == "nvml" or (settings.kind == "auto" and gpus):
         return NvmlMeter(gpus, idle_w=idle_w, share=gpu_share) if gpus else EmptyMeter("the engine has no GPU")
     power = _power(settings) or cpu_power(proc / "cpuinfo")
-    cpu_time = CpuTime(root, proc)
+    cpu_time = cpu_time or CpuTime(root, proc)
     if settings.kind != "cpu":
         try:
             machine_idle_w = power.idle_w * logical_cpus(proc) if power else None
