@@ -149,7 +149,7 @@ def run(folder: Path, tokenizer_folder: str) -> dict[str, Any]:
         "asked": asked,
         "answers": [text for _, text in segments(Shards.open(folder / "asked"), tokenizer)],
         "same": shards.sha256 == Shards.open(folder / "again").sha256,
-        "left": sorted(path.name for path in folder.iterdir() if path.is_dir()),
+        "whole": sorted(path.parent.name for path in folder.glob("*/shards.json")),
         "files": sorted(path.name for path in (folder / "first").iterdir()),
         "segments": list(segments(shards, tokenizer)),
         "near": near_duplicates(sketches, 0.8),
