@@ -37,9 +37,8 @@ check: setup-gateway ## formatting, lint and types
 	.venv/bin/mypy $(CHECKED_SCRIPTS)
 	MYPYPATH=serve:loadtests .venv/bin/mypy $(wildcard loadtests/*.py)
 
-test: setup ## all tests: unit, integration and end to end
+test: setup ## all tests but test-training: unit, integration and end to end
 	.venv/bin/python -m pytest
-	.venvs/compression/bin/python -m pytest tests/training
 
 test-unit: setup-gateway ## tests without network, engines or models
 	.venv/bin/python -m pytest tests/unit
