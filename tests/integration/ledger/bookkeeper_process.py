@@ -143,11 +143,15 @@ def running_bookkeeper(url: str, folder: Path, *, spool_bytes_max: int = 10**8) 
 class _Called:
     """What can be called besides the bookkeeper's own methods."""
 
+    def __init__(self, bookkeeper: Bookkeeper) -> None:
+        self._bookkeeper = bookkeeper
+
     async def step_clock(self, seconds: float) -> None:
         _AHEAD_S[0] += seconds
 
     async def pass_time(self, seconds: float) -> None:
         _PASSED_S[0] += seconds
+        self._bookkeeper._looked_s += seconds  # it was awake all the while
 
     async def limit_files(self, bytes_max: int | None) -> None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -159,7 +163,7 @@ class _Called:
 
 async def _serve(url: str, spool: Path, spool_bytes_max: int) -> None:
     bookkeeper = Bookkeeper(url=url, spool=spool, spool_bytes_max=spool_bytes_max, keep_days=35.0, variants=(VARIANT,))
-    called = _Called()
+    called = _Called(bookkeeper)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, arguments = pickle.loads(await reader.read())
