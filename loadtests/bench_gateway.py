@@ -32,6 +32,8 @@ _CLIENT = Path(__file__).resolve().with_name("client.py")
 _CHUNKS = 200
 _MEMORY_STEPS = 10
 _QUICK_SHARE = 0.2
+_OPENING_TRIES = 5
+_OPENING_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +69,20 @@ class Bench:
     def warm_up(self) -> None:
         """Open connections, fill caches, and let the processes settle."""
         for target in (self._on.ours, self._on.unbooked, self._on.bare, self._on.straight):
+            self._until_it_stays_open(target)
             self._send(target, Phase(name="warm-up", connections=32, requests=640))
             self._send(target, Phase(name="warm-up", connections=32, requests=32, chunks=_CHUNKS))
+
+    def _until_it_stays_open(self, target: Target) -> None:
+        """HAProxy is reloaded a moment after the last application came up, and closes what is open then."""
+        for left in reversed(range(_OPENING_TRIES)):
+            try:
+                self._send(target, Phase(name="opening", connections=32, requests=320))
+                return
+            except subprocess.CalledProcessError:
+                if not left:
+                    raise
+                time.sleep(_OPENING_PAUSE_S)
 
     def measure_idle(self) -> None:
         """CPU seconds a second by group, with no request about."""

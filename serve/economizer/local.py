@@ -297,8 +297,9 @@ def _deploy(file: ServeFile, dashboard: int, environment: Mapping[str, str]) -> 
         done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
-        # On a machine that is short of CPU, Ray's dashboard restarts its own parts while they start.
-        if "status code 500" not in done.stderr or attempt == _DEPLOY_TRIES - 1:
+        # On a machine that is short of CPU, Ray's dashboard restarts its own parts while they start: it answers 500, or
+        # hangs up. To deploy the same file twice does nothing more than once; what it refuses, it refuses again.
+        if "status code 4" in done.stderr or attempt == _DEPLOY_TRIES - 1:
             raise CannotStart(f"serve deploy failed:\n{done.stdout}{done.stderr}")
         time.sleep(_DEPLOY_PAUSE_S)
 

@@ -5,9 +5,11 @@ Energy is in whole microjoules from the meter on, so that sums are exact. Unknow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from economizer.errors import require
 
@@ -16,8 +18,7 @@ UJ_PER_J = 1_000_000
 WindowState = Literal["starting", "serving", "gap"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
+class Measurement(Struct, frozen=True, kw_only=True):
     """What a meter read between two moments.
 
     ``seconds`` is on a clock that never goes back. ``energy_uj`` is all that was used; ``idle_uj`` is how much of it
@@ -54,8 +55,7 @@ class Measurement:
         return None if self.energy_uj is None else self.energy_uj - self.idle_uj
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
+class Window(Struct, frozen=True, kw_only=True):
     """A metered span of one engine's life.
 
     ``engine`` is the Serve replica's id and ``number`` counts its windows from 0: together they name a window for
@@ -82,8 +82,7 @@ class Window:
         require(self.ended_s >= self.began_s, "ended_s", self.ended_s, f"must be at least began_s ({self.began_s})")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class Work(Struct, frozen=True, kw_only=True):
     """What one request made one engine do in a span, counted in the features of the attribution.
 
     ``prefill_tokens`` are those computed, not those found in the prefix cache; ``prefill_context`` is the sum, over
@@ -98,8 +97,7 @@ class Work:
     decode_context: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("prefill_tokens", "prefill_context", "decode_tokens", "decode_context"):
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
             require(0 <= value < inf, name, value, "must be 0 or more and finite")
 
     def __add__(self, other: Work) -> Work:

@@ -8,7 +8,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pydantic_core import to_json
@@ -26,6 +26,7 @@ from economizer.variants.types import Variant
 logger = logging.getLogger("economizer.requests")
 ESTIMATE = "estimate"  # the method of what comes from the variant's cards
 _MICRO = 1e6
+_TERMS = tuple(one.name for one in fields(Terms))
 _Z95 = 1.96  # half the width of a 95 % interval, in standard deviations
 
 
@@ -292,7 +293,7 @@ class Receipt:
         if self.variant is not None:
             predicted = decision.candidate(self.variant.name).prediction
         refused = {c.variant: [r.term for r in c.refusals] for c in decision.candidates if c.refusals}
-        terms = {name: value for name, value in asdict(self.terms).items() if value is not None}
+        terms = {name: value for name in _TERMS if (value := getattr(self.terms, name)) is not None}
         return Booking(
             request_id=self.id,
             tenant=self.tenant,

@@ -7,10 +7,11 @@ import logging
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from time import monotonic, time
 from typing import Protocol
 from weakref import WeakValueDictionary
+
+from msgspec.structs import replace
 
 from economizer.admission.keys import KeyRecord
 from economizer.admission.limits import Ask, Verdict

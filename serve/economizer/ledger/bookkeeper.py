@@ -11,11 +11,14 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from economizer.admission.keys import KeyRecord, Role, new_key, rotate
 from economizer.admission.limits import Ask, Limits, Use, Verdict
@@ -49,8 +52,7 @@ logger = logging.getLogger("economizer.ledger")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True, kw_only=True):
     """What a gateway has: which versions of the keys and of the prices (-1 is none), and up to which number its
     charges. The numbers are of the bookkeeper that ``epoch`` names."""
 
@@ -71,8 +73,7 @@ class _OnDisk:
     month: Mapping[str, Amounts]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True, kw_only=True):
     """What a gateway gets for its report.
 
     ``epoch`` names the bookkeeper that answers: another one knows nothing that is not on disk. ``acknowledged`` is the

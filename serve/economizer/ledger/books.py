@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from economizer.energy.step_model import Coefficients, Episode, StepModel
 from economizer.energy.types import NO_WORK, Measurement, Window

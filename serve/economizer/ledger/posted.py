@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+
+from msgspec.structs import asdict, replace
 
 from economizer.ledger.types import UNKNOWN, Account, Amounts, Posting
 
@@ -41,5 +42,5 @@ def _owed(amounts: Amounts) -> Amounts:
 
 
 def _where(amounts: Amounts, holds: Callable[[int], bool]) -> Amounts:
-    known = {one.name: getattr(amounts, one.name) for one in fields(amounts)}
+    known = asdict(amounts)
     return Amounts(**{name: amount for name, amount in known.items() if amount is not None and holds(amount)})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from msgspec import convert, to_builtins
 
 from economizer.errors import EconomizerError
 from economizer.ledger.types import Batch
@@ -49,7 +49,6 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._bytes_max = bytes_max
-        self._batch: TypeAdapter[Batch] = TypeAdapter(Batch)
         torn = list(folder.glob(f"*{_TORN}"))
         for path in torn:
             path.unlink()
@@ -79,7 +78,7 @@ class Spool:
         return path
 
     def _content(self, batch: Batch) -> bytes:
-        body = json.dumps(self._batch.dump_python(batch, mode="json"), separators=(",", ":")).encode()
+        body = json.dumps(to_builtins(batch), separators=(",", ":")).encode()
         return b"%08x\n%s\n" % (zlib.crc32(body), body)
 
     def _keep(self, path: Path, content: bytes) -> None:
@@ -128,7 +127,7 @@ class Spool:
         if checksum != b"%08x" % zlib.crc32(body):
             raise _Damaged("its checksum does not fit")
         try:
-            return self._batch.validate_python(json.loads(body))
+            return convert(json.loads(body), Batch)
         except ValueError as error:
             raise _Damaged(f"it is no batch: {str(error).splitlines()[0]}") from None
 

@@ -11,8 +11,10 @@ read out is a sum of postings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from economizer.energy.types import Window, Work
 
@@ -27,8 +29,7 @@ NOBODY = ""  # the tenant of what no request caused
 GAPS_FROM = 10**9  # numbers of gaps: one after the engine's window 7 is this and 7, for the engine may yet go on
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Amounts:
+class Amounts(Struct, frozen=True, kw_only=True):
     """Energy in microjoules, money in micro-dollars, carbon in micrograms of CO2 equivalent. None is unknown."""
 
     energy_uj: int | None = None
@@ -61,8 +62,7 @@ def plus(one: int | None, other: int | None) -> int | None:
 UNKNOWN = Amounts()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Account:
+class Account(Struct, frozen=True, kw_only=True):
     """What amounts are added up by. ``hour`` counts hours since the epoch (UTC); ``tenant`` is NOBODY for overhead."""
 
     hour: int
@@ -72,16 +72,14 @@ class Account:
     kind: Kind
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Posting:
+class Posting(Struct, frozen=True, kw_only=True):
     """Amounts put to one account. Negative amounts take back what an earlier posting put there."""
 
     account: Account
     amounts: Amounts
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
+class Slice(Struct, frozen=True, kw_only=True):
     """What a gateway saw of one request's attempt at one engine in a span: the work it made the engine do.
 
     ``attempt`` counts a request's attempts from 0. The span is in seconds since the epoch. ``last`` says that the
@@ -101,8 +99,7 @@ class Slice:
     lost: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """What a gateway tells the bookkeeper some times a second. ``number`` counts up; one that is not acknowledged is
     sent again. All that happened until ``now_s`` (seconds since the epoch) is in this report or in earlier ones.
     ``oldest`` is the first number that is not acknowledged (None: this one): a bookkeeper that is new wants that first,
@@ -117,8 +114,7 @@ class Report:
     oldest: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Charge:
+class Charge(Struct, frozen=True, kw_only=True):
     """What was charged to a request since the gateway was last told. ``final`` says that nothing more comes of one of
     its attempts."""
 
@@ -130,8 +126,7 @@ class Charge:
     final: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class Share(Struct, frozen=True, kw_only=True):
     """A request's part of one settled window.
 
     ``usage`` is what it caused (active energy, and the engine's time while it was in use); ``idle`` is its part of what
@@ -147,8 +142,7 @@ class Share:
     method: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, kw_only=True):
     """A window whose amounts are split: ``total`` is the sum of its postings exactly."""
 
     window: Window
@@ -157,8 +151,7 @@ class Settled:
     shares: tuple[Share, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counterfactual:
+class Counterfactual(Struct, frozen=True, kw_only=True):
     """What the request would have taken on the family's full model at the same load, with a 95 % interval."""
 
     variant: str
@@ -169,8 +162,7 @@ class Counterfactual:
     high_uusd: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Booking:
+class Booking(Struct, frozen=True, kw_only=True):
     """One request, written down when it has ended. Times in seconds; unknown is None.
 
     ``key_id`` names the key, never the key itself. ``variant`` and ``engine`` are those of the last attempt, empty
@@ -213,8 +205,7 @@ class Booking:
     refusals: str = "{}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True, kw_only=True):
     """What one window, known by its engine and number, charged to an attempt: its share, put to ``account``."""
 
     engine: str
@@ -232,8 +223,7 @@ class Moved:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True, kw_only=True):
     """What an attempt that failed had been charged, taken from its request and put to ``lost``."""
 
     request_id: str
@@ -251,8 +241,7 @@ def postings_of(settled: Iterable[Settled], moved: Iterable[Moved | Transfer]) -
     return [*(each for one in settled for each in one.postings), *(each for one in moved for each in one.postings)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True, kw_only=True):
     """What is written in one transaction, once: a batch, a window and a booking that are there already change nothing.
 
     ``id`` is unique among all batches ever. ``epoch`` names the bookkeeper. Another one may have split a window in
@@ -281,8 +270,7 @@ class Batch:
             yield Batch(id=f"{self.id}-{number}", epoch=self.epoch, **part)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AccountRow:
+class AccountRow(Struct, frozen=True, kw_only=True):
     """What was posted to one account, and the requests that ended in it (counted in the hour of their end)."""
 
     account: Account
@@ -293,8 +281,7 @@ class AccountRow:
     output_tokens: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeterRow:
+class MeterRow(Struct, frozen=True, kw_only=True):
     """What one engine's meter and price came to in one hour. ``unmeasured_s`` is time whose energy is not known.
 
     ``total`` is the meter's energy, the price list's money for ``seconds``, and the carbon of it all; the postings of
@@ -313,8 +300,7 @@ class MeterRow:
     total: Amounts
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestRow:
+class RequestRow(Struct, frozen=True, kw_only=True):
     """A request as the books have it: the booking, and what was measured of it so far.
 
     ``booking`` is None while the request runs, or when its gateway was killed before it could book it. ``usage`` and

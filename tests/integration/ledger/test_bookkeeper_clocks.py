@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import time
 
@@ -12,6 +11,7 @@ from bookkeeper_tellers import MeteredEngine, TellingGateway, assert_booked_once
 from economizer.energy.types import Window
 from economizer.ledger.bookkeeper import Reply, Seen
 from economizer.ledger.types import Report
+from msgspec.structs import replace
 
 
 class SteppingClock:

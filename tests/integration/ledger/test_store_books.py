@@ -1,6 +1,5 @@
 """What is written is counted once, and read as it was written, whatever the database."""
 
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -19,6 +18,7 @@ from economizer.ledger.types import (
     Transfer,
 )
 from ledger_batches import FAMILY, VARIANT, account_rows, amounts, booking, charges, posting, settled, share, stream
+from msgspec.structs import replace
 
 DAY_S = 86_400.0
 ACTIVE = posting(UNKNOWN).account

@@ -16,7 +16,7 @@ A, B, MIG = "GPU-a", "GPU-b", "MIG-c"
 LAPS = """
 import json, os, sys
 from pathlib import Path
-from dataclasses import asdict
+from msgspec.structs import asdict
 from economizer.energy.meter_nvml import NvmlMeter
 
 devices, idle_w, share, machines = json.loads(sys.argv[1])

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -20,6 +19,7 @@ from economizer.gateway.work import AttemptWork
 from economizer.ledger.bookkeeper import Reply, Seen
 from economizer.ledger.types import Amounts, Charge, Report, RequestRow
 from examples import receipt
+from msgspec.structs import replace
 
 ARGS: dict[str, Any] = {
     "prices": {"cpu": {"usd_per_hour": 0.1, "source": "made up"}},

@@ -1,6 +1,5 @@
 import csv
 import json
-from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -9,6 +8,7 @@ from economizer.ledger.bill_forms import as_csv, as_json, difference, table
 from economizer.ledger.types import KINDS, NOBODY, UNKNOWN, Account, AccountRow, Amounts, Kind, MeterRow
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 HOUR = 490_000  # 2025-11-24, 16 to 17 h
 SINCE_S, UNTIL_S = HOUR * 3600, (HOUR + 3) * 3600

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import time
 
@@ -17,6 +16,7 @@ from economizer.ledger.types import Amounts, Batch, Counterfactual, Report, Slic
 from economizer.variants.price import CarbonProviderSettings
 from economizer.variants.types import Price, Variant
 from ledger_batches import FAMILY, VARIANT, booking
+from msgspec.structs import replace
 
 URL = "sqlite:///{}/books/ledger.db"
 

@@ -1,6 +1,5 @@
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from economizer.ledger.types import GAPS_FROM, Amounts, Booking, Charge, Kind, R
 from economizer.variants.types import Price
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 T0 = 1_800_000_000.0  # the beginning of an hour
 HOUR = int(T0 // 3600)

@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 from economizer.ledger.posted import Posted
 from economizer.ledger.types import Amounts
 from ledger_batches import amounts, posting
+from msgspec.structs import replace
 
 
 def test_what_was_posted_is_taken_once_and_summed_over_hours() -> None:

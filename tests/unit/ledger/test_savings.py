@@ -1,6 +1,6 @@
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import exp, sqrt
 from random import Random
@@ -13,6 +13,7 @@ from economizer.ledger.types import UNKNOWN, Amounts, Booking, Counterfactual, R
 from economizer.router.holdout import HoldOut, arm
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 
 def row(

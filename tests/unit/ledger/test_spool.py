@@ -138,7 +138,7 @@ def test_a_file_with_the_checksum_of_something_else_than_a_batch_is_put_aside(tm
     assert spool(tmp_path).replay(never) == Replayed(
         written=0,
         aside=(
-            f"{tmp_path}/000000000001-0.aside: it is no batch: 1 validation error for Batch",
+            f"{tmp_path}/000000000001-0.aside: it is no batch: Expected `str`, got `int` - at `$.id`",
             f"{tmp_path}/000000000002-0.aside: it is no batch: Expecting value: line 1 column 1 (char 0)",
         ),
     )
