@@ -11,9 +11,11 @@ docs/decisions/0014-attribution.md has the reasons and figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from math import exp, inf, sqrt
 from operator import mul
+
+from msgspec import Struct
+from msgspec.structs import asdict, astuple
 
 from economizer.energy.types import NO_WORK, UJ_PER_J, Work
 from economizer.errors import require
@@ -35,8 +37,7 @@ _CONVERGED = 1e-7
 _WORK_FEATURES = 5  # all but the seconds
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coefficients:
+class Coefficients(Struct, frozen=True, kw_only=True):
     """Microjoules of active energy per unit of each feature: a token prefilled, a token that a prefilled one attends
     to, a token decoded, a token that a decoded one attends to, a step of the engine, a second of doing nothing."""
 
@@ -48,8 +49,7 @@ class Coefficients:
     second_uj: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
             require(0 <= value < inf, name, value, "must be 0 or more and finite")
 
     @classmethod

@@ -82,7 +82,7 @@ class Window(Struct, frozen=True, kw_only=True):
         require(self.ended_s >= self.began_s, "ended_s", self.ended_s, f"must be at least began_s ({self.began_s})")
 
 
-class Work(Struct, frozen=True, kw_only=True):
+class Work(Struct, frozen=True, kw_only=True, gc=False):
     """What one request made one engine do in a span, counted in the features of the attribution.
 
     ``prefill_tokens`` are those computed, not those found in the prefix cache; ``prefill_context`` is the sum, over
@@ -97,8 +97,14 @@ class Work(Struct, frozen=True, kw_only=True):
     decode_context: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            require(0 <= value < inf, name, value, "must be 0 or more and finite")
+        if not (  # quickly, for there are many
+            0 <= self.prefill_tokens < inf
+            and 0 <= self.prefill_context < inf
+            and 0 <= self.decode_tokens < inf
+            and 0 <= self.decode_context < inf
+        ):
+            for name, value in asdict(self).items():
+                require(0 <= value < inf, name, value, "must be 0 or more and finite")
 
     def __add__(self, other: Work) -> Work:
         return Work(

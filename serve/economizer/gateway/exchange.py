@@ -104,7 +104,7 @@ class Exchange:
             gateway.in_flight -= 1
             if self._job is not None:
                 receipt = self._job.receipt
-                receipt.e2e_s = self._elapsed_s()
+                receipt.e2e_s, receipt.work = self._elapsed_s(), None
                 gateway.metrics.finished(receipt)
                 gateway.receipts.keep(receipt)
                 gateway.log.add(receipt)

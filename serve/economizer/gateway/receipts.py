@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from msgspec import json
 from pydantic_core import to_json
 
 from economizer.admission.limits import Verdict
@@ -95,7 +96,7 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(kw_only=True, slots=True, weakref_slot=True)
+@dataclass(kw_only=True, slots=True)
 class Receipt:
     """One request from its arrival to its end. Filled in as the request goes on; read-only once kept.
 
@@ -324,8 +325,8 @@ class Receipt:
             arm=self.arm,
             degraded=self.degraded,
             policy=decision.policy,
-            terms=to_json(terms).decode(),
-            refusals=to_json(refused).decode() if refused else "{}",
+            terms=json.encode(terms).decode(),
+            refusals=json.encode(refused).decode() if refused else "{}",
         )
 
     def _counterfactual(self) -> Counterfactual | None:

@@ -8,8 +8,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from time import monotonic, time
-from typing import Protocol
-from weakref import WeakValueDictionary
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -41,6 +40,18 @@ class Ledger(Books, Protocol):
         """The request as it is booked; raises LedgerGone where that cannot be asked."""
 
 
+class _Kept(NamedTuple):
+    """A report, and the receipts of the attempts that it tells of."""
+
+    report: Report
+    receipts: tuple[Receipt, ...]
+
+    @property
+    def weight(self) -> int:
+        """How much there is to keep; 1 is a report that says nothing but that all was told."""
+        return 1 + len(self.report.slices) + len(self.report.bookings) + len(self.report.released)
+
+
 class Reporter:
     """Tells the bookkeeper of every attempt and every request, in order, until each is on disk."""
 
@@ -63,8 +74,7 @@ class Reporter:
         self._ended: list[Receipt] = []
         self._released: list[str] = []
         self._open: OrderedDict[str, Receipt] = OrderedDict()
-        self._known: WeakValueDictionary[str, Receipt] = WeakValueDictionary()
-        self._kept: deque[Report] = deque()  # until they are on disk, of which the first ``_sent`` are sent
+        self._kept: deque[_Kept] = deque()  # until they are on disk, of which the first ``_sent`` are sent
         self._sent = 0
         self._weight = 0
         self._number = 0
@@ -95,11 +105,10 @@ class Reporter:
         """An attempt was sent to its engine."""
         self._works.append((work, receipt))
         receipt.open_attempts += 1
-        self._known[receipt.id] = receipt
         if not receipt.given_up:
             self._open[receipt.id] = receipt
         if len(self._open) > _OPEN_MAX:
-            self._give_up(next(iter(self._open)))
+            self._give_up(next(iter(self._open.values())))
         self._news.set()
 
     def ended(self, receipt: Receipt) -> None:
@@ -146,7 +155,7 @@ class Reporter:
     async def _report(self) -> None:
         self._keep(self._next())
         while self._sent < len(self._kept):
-            report = replace(self._kept[self._sent], oldest=self._kept[0].number)
+            report = replace(self._kept[self._sent].report, oldest=self._kept[0].report.number)
             try:
                 async with asyncio.timeout(_GONE_S):
                     reply = await self._ledger.report(report, self._seen)
@@ -157,38 +166,39 @@ class Reporter:
             self._sent += 1
             self._take(reply)
 
-    def _keep(self, report: Report) -> None:
+    def _keep(self, one: _Kept) -> None:
         """Until it is on disk. One that says nothing is for a bookkeeper that listens: it does not queue for another,
         and the next one takes its number."""
-        if _weight(report) == 1 and self._sent < len(self._kept):
+        if one.weight == 1 and self._sent < len(self._kept):
             return
-        self._number = report.number
-        self._kept.append(report)
-        self._weight += _weight(report)
+        self._number = one.report.number
+        self._kept.append(one)
+        self._weight += one.weight
         if self._weight > _KEPT_MAX:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         missing = 0
         while self._weight > _KEPT_MAX:
-            missing += len(self._forget_oldest().bookings)
+            missing += len(self._forget_oldest().report.bookings)
         logger.error(
             "the ledger has taken nothing for too long: the books will miss %d requests, and work of others", missing
         )
 
-    def _forget_oldest(self) -> Report:
-        report = self._kept.popleft()
-        self._weight -= _weight(report)
+    def _forget_oldest(self) -> _Kept:
+        one = self._kept.popleft()
+        self._weight -= one.weight
         self._sent = max(0, self._sent - 1)
-        return report
+        return one
 
-    def _next(self) -> Report:
+    def _next(self) -> _Kept:
         """What happened since the one before, which may be nothing."""
         now_s = monotonic()
         epoch_s = time() - now_s
+        receipts = tuple(receipt for _, receipt in self._works)
         slices, bookings = tuple(self._slices(now_s, epoch_s)), tuple(self._bookings())
         released, self._released = tuple(self._released), []
-        return Report(
+        report = Report(
             gateway=self.name,
             number=self._number + 1,
             now_s=now_s + epoch_s,
@@ -196,6 +206,7 @@ class Reporter:
             bookings=bookings,
             released=released,
         )
+        return _Kept(report, receipts)
 
     def _slices(self, now_s: float, epoch_s: float) -> Iterator[Slice]:
         works, self._works = self._works, []
@@ -204,7 +215,7 @@ class Reporter:
                 yield from work.tell(now_s, epoch_s)
             except Exception:  # whatever it is, it is this attempt's alone
                 logger.exception("an attempt of request %s is told no more", receipt.id)
-                self._give_up(receipt.id)  # it will not be measured whole
+                self._give_up(receipt)  # it will not be measured whole
                 continue
             if work.ended_s is None:
                 self._works.append((work, receipt))
@@ -223,7 +234,7 @@ class Reporter:
             if self._epoch:
                 self._begin_again()
             self._epoch = reply.epoch
-        while self._kept and self._kept[0].number <= reply.acknowledged:
+        while self._kept and self._kept[0].report.number <= reply.acknowledged:
             self._forget_oldest()
         self._answered_s, self._well = monotonic(), reply.well
         if reply.keys is not None:
@@ -240,14 +251,13 @@ class Reporter:
         """Another bookkeeper: what the one before had not put on disk is told again, and split and charged anew. How
         much of what was charged here is among it, nobody knows."""
         self._sent = 0
-        told = (one.request_id for report in self._kept for one in report.slices)
-        for request_id in {*self._open, *told}:
-            self._give_up(request_id)
+        told = (receipt for one in self._kept for receipt in one.receipts)
+        for receipt in (*self._open.values(), *told):
+            self._give_up(receipt)
 
-    def _give_up(self, request_id: str) -> None:
-        self._open.pop(request_id, None)
-        if (receipt := self._known.get(request_id)) is not None:
-            receipt.give_up()
+    def _give_up(self, receipt: Receipt) -> None:
+        self._open.pop(receipt.id, None)
+        receipt.give_up()
 
     def _charge(self, charge: Charge) -> None:
         receipt = self._open.get(charge.request_id)
@@ -255,8 +265,3 @@ class Reporter:
             receipt.charge(charge)
             if receipt.open_attempts == 0:
                 del self._open[charge.request_id]
-
-
-def _weight(report: Report) -> int:
-    """How much there is to keep of it; 1 is a report that says nothing but that all was told."""
-    return 1 + len(report.slices) + len(report.bookings) + len(report.released)

@@ -88,8 +88,8 @@ class AttemptWork:
         turn_s = self._prefill_ends_s()
         prefill = self._prefill(until_s, turn_s)
         decode = self._decode(until_s, turn_s)
-        if prefill.none or decode.none:
-            return [self._slice(began_s, until_s, prefill if decode.none else decode, epoch_s, last)]
+        if prefill is NO_WORK or decode is NO_WORK:
+            return [self._slice(began_s, until_s, prefill if decode is NO_WORK else decode, epoch_s, last)]
         turn_s = min(max(turn_s, began_s), until_s)
         return [
             self._slice(began_s, turn_s, prefill, epoch_s, last=False),

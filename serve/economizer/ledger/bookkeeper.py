@@ -200,7 +200,7 @@ class Bookkeeper:
             model = self._books.learnt(name)
             known = model.coefficients if model is not None else _prior(variant)
             if known is not None:
-                weights[name] = token_weights(known.values(), _TYPICAL_BATCH)
+                weights[name] = token_weights(known, _TYPICAL_BATCH)
         accounts = await asyncio.to_thread(self.store.accounts, now_s - _DAY_S, now_s)
         return await asyncio.to_thread(price_map, accounts, self._variants.values(), weights, basis)
 
@@ -286,11 +286,12 @@ class Bookkeeper:
             self._settle(self._now_s())
             self._outbox.forget(*self._books.known())
             drawn = self._books.draw()
+            models = {name: self._books.learnt(name) for name in self._variants}
             batch = Batch(
                 id=secrets.token_hex(12),
                 epoch=self._epoch,
                 settled=drawn.settled,
-                bookings=tuple(self._with_full(booking) for booking in drawn.bookings),
+                bookings=tuple(self._with_full(booking, models) for booking in drawn.bookings),
                 transfers=drawn.transfers,
                 # Until it is known what an earlier bookkeeper learnt, that is not written over.
                 coefficients=drawn.coefficients if self._recalled else {},
@@ -376,15 +377,14 @@ class Bookkeeper:
         except LedgerUnusable as error:
             logger.warning("old bookings cannot be pruned now: %s", error.message)
 
-    def _with_full(self, booking: Booking) -> Booking:
+    def _with_full(self, booking: Booking, models: Mapping[str, StepModel | None]) -> Booking:
         """With what it would have taken on the full model, by what was learnt of that one's engine here."""
         if booking.full is None or booking.prompt_tokens is None or booking.output_tokens is None:
             return booking
         variant = self._variants.get(f"{booking.family}@{booking.full.variant}")
         if variant is None:
             return booking
-        model = self._books.learnt(variant.id)
-        known = model.coefficients if model is not None else None
+        model = models[variant.id]
         try:
             full = counterfactual(
                 full=variant,
@@ -392,7 +392,7 @@ class Bookkeeper:
                 cached_tokens=booking.cached_tokens or 0,
                 output_tokens=booking.output_tokens,
                 batch=booking.batch or 1.0,
-                coefficients=known.values() if known is not None else None,
+                coefficients=model.coefficients if model is not None else None,
                 relative_error=model.relative_error if model is not None else None,
             )
         except Exception:  # whatever it is, it is this request's alone: what was drawn with it must be written

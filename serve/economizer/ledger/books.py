@@ -150,6 +150,7 @@ class Books:
         self._engines: defaultdict[str, _Engine] = defaultdict(_Engine)
         self._gateways: dict[str, _Gateway] = {}
         self._attempts: OrderedDict[AttemptKey, _Attempt] = OrderedDict()  # the longest not charged first
+        self._telling: dict[AttemptKey, tuple[str, Charge]] = {}  # what gateways are told next, each of its own
         self._transfers: list[Transfer] = []
         self._bookings: list[Booking] = []
         self._learnt: set[str] = set()
@@ -261,6 +262,7 @@ class Books:
                 self._give_up(engine, now_s)
             if now_s - engine.heard_s > _FORGOTTEN_S and not engine.slices:
                 del self._engines[name]
+        self._tell_gateways()
         while self._attempts and now_s - next(iter(self._attempts.values())).charged_s > _FORGOTTEN_S:
             self._attempts.popitem(last=False)  # its gateway died, and nobody tells of its end
         return postings_of(self.settled[before[0] :], self._transfers[before[1] :])
@@ -443,19 +445,26 @@ class Books:
     def _tell(
         self, held: _Held, usage: Amounts, idle: Amounts, variance_uj2: float, method: str, *, final: bool
     ) -> None:
-        gateway = self._gateways.get(held.gateway)
-        if gateway is not None:
-            gateway.charged += 1
-            gateway.charges.append(
-                Charge(
-                    request_id=held.slice.request_id,
-                    usage=usage,
-                    idle=idle,
-                    variance_uj2=variance_uj2,
-                    method=method,
-                    final=final,
-                )
-            )
+        if (before := self._telling.get(held.key)) is not None:
+            _, charge = before
+            usage, idle, variance_uj2 = charge.usage + usage, charge.idle + idle, charge.variance_uj2 + variance_uj2
+            method, final = method or charge.method, final or charge.final
+        charge = Charge(
+            request_id=held.slice.request_id,
+            usage=usage,
+            idle=idle,
+            variance_uj2=variance_uj2,
+            method=method,
+            final=final,
+        )
+        self._telling[held.key] = held.gateway, charge
+
+    def _tell_gateways(self) -> None:
+        for name, charge in self._telling.values():
+            if (gateway := self._gateways.get(name)) is not None:
+                gateway.charged += 1
+                gateway.charges.append(charge)
+        self._telling.clear()
 
     def _give_up(self, engine: _Engine, now_s: float) -> None:
         """No more windows come of this engine: what was not metered stays uncharged, and the books show it. Its number

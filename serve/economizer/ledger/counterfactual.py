@@ -22,12 +22,12 @@ def counterfactual(
     cached_tokens: int,
     output_tokens: int,
     batch: float,
-    coefficients: tuple[float, ...] | None,
+    coefficients: Coefficients | None,
     relative_error: float | None,
 ) -> Counterfactual:
     """What a request would have taken on the full variant: the same tokens, found in the cache alike, in such a batch.
 
-    ``coefficients`` are the six of the step model learnt of the full variant's engine here, and ``relative_error`` is
+    ``coefficients`` are those of the step model learnt of the full variant's engine here, and ``relative_error`` is
     the root mean square of its predictions' errors; where that is None a card's is stated. Without coefficients energy
     is by the cards. Money is always by the cards, because a step model knows no times. What no card knows is None.
     """
@@ -37,7 +37,7 @@ def counterfactual(
     energy_uj = _micro(costs.energy_j)
     if coefficients is not None:
         work = _work(prompt_tokens, cached_tokens, output_tokens)
-        energy_uj = round(Coefficients.of(coefficients).work_uj(work, estimated_steps([work]) / max(1.0, batch)))
+        energy_uj = round(coefficients.work_uj(work, estimated_steps([work]) / max(1.0, batch)))
     error = _CARD_ERROR if coefficients is None or relative_error is None else _Z * relative_error
     carbon_ug = None
     if energy_uj is not None and full.price is not None and full.price.carbon_g_per_kwh is not None:

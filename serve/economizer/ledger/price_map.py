@@ -73,14 +73,13 @@ def price_map(
     return PriceMap(entries=dict(sorted(entries.items())), left_out=left_out)
 
 
-def token_weights(coefficients: tuple[float, ...], batch: float) -> tuple[float, float]:
-    """The energy of a prefilled and of a decoded token in microjoules, by a step model's six coefficients.
+def token_weights(known: Coefficients, batch: float) -> tuple[float, float]:
+    """The energy of a prefilled and of a decoded token in microjoules, by a step model's coefficients.
 
     One price is for prompts of any length, so both are of one of 1,000 tokens: a prefilled token attends to half of
     them on average, a decoded one to all, and is one of ``batch`` in its step. What a step costs a prefilled token is
     left out, because a chunk of a prompt shares it among thousands; seconds are the engine's own.
     """
-    known = Coefficients.of(coefficients)
     prefill = known.prefill_uj + known.prefill_context_uj * _PROMPT_TOKENS / 2
     decode = known.decode_uj + known.decode_context_uj * _PROMPT_TOKENS + known.step_uj / max(1.0, batch)
     return prefill, decode

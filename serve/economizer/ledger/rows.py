@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import asdict
 from sqlalchemy import RowMapping
 
 from economizer.admission.keys import KeyRecord
 from economizer.energy.types import UJ_PER_J, Measurement, Window
 from economizer.ledger.schema import AMOUNTS, HOUR_S
-from economizer.ledger.types import Account, AccountRow, Amounts, Booking, Counterfactual, MeterRow, RequestRow, Settled
-
-_BOOKING = (
-    *("request_id", "tenant", "key_id", "family", "variant", "engine", "endpoint", "stream", "outcome", "status"),
-    *("error", "attempts", "began_s", "ended_s", "ttft_s", "tpot_s", "prompt_tokens", "cached_tokens"),
-    *("output_tokens", "batch", "predicted_ttft_s", "predicted_e2e_s", "predicted_energy_uj", "predicted_cost_uusd"),
-    *("arm", "degraded", "policy", "terms", "refusals"),
+from economizer.ledger.types import (
+    UNKNOWN,
+    Account,
+    AccountRow,
+    Amounts,
+    Booking,
+    Counterfactual,
+    MeterRow,
+    RequestRow,
+    Settled,
 )
+
+_BOOKING = tuple(name for name in Booking.__struct_fields__ if name not in ("estimate", "full"))
 _FULL = ("low_uj", "high_uj", "low_uusd", "high_uusd")
 _MOST = 10**16  # of whatever one request counts: 10 GJ, and hundreds of them still add up in 64 bits
 
@@ -38,12 +44,13 @@ def amounts_of(row: RowMapping, prefix: str = "") -> Amounts:
 
 def booking_row(booking: Booking) -> dict[str, Any]:
     """The columns of a request that are its booking's."""
-    row = {name: getattr(booking, name) for name in _BOOKING}
-    row |= amounts_row(booking.estimate, "estimate_")
-    full = booking.full
+    row = asdict(booking)
+    full = row.pop("full")
+    row |= amounts_row(row.pop("estimate"), "estimate_")
     row["full_variant"] = None if full is None else full.variant
-    row |= amounts_row(Amounts() if full is None else full.amounts, "full_")
-    row |= {f"full_{name}": getattr(full, name, None) for name in _FULL}
+    row |= amounts_row(UNKNOWN if full is None else full.amounts, "full_")
+    for name in _FULL:
+        row[f"full_{name}"] = getattr(full, name, None)
     return {name: storable(value) for name, value in row.items()}
 
 

@@ -6,6 +6,9 @@
 
 A window's joules, dollars and grams are split once, into postings that add up to them exactly; everything that is ever
 read out is a sum of postings.
+
+What there is one of for every request is left out of the garbage collector's rounds (``gc=False``): it can be in no
+cycle.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ NOBODY = ""  # the tenant of what no request caused
 GAPS_FROM = 10**9  # numbers of gaps: one after the engine's window 7 is this and 7, for the engine may yet go on
 
 
-class Amounts(Struct, frozen=True, kw_only=True):
+class Amounts(Struct, frozen=True, kw_only=True, gc=False):
     """Energy in microjoules, money in micro-dollars, carbon in micrograms of CO2 equivalent. None is unknown."""
 
     energy_uj: int | None = None
@@ -62,7 +65,7 @@ def plus(one: int | None, other: int | None) -> int | None:
 UNKNOWN = Amounts()
 
 
-class Account(Struct, frozen=True, kw_only=True):
+class Account(Struct, frozen=True, kw_only=True, gc=False):
     """What amounts are added up by. ``hour`` counts hours since the epoch (UTC); ``tenant`` is NOBODY for overhead."""
 
     hour: int
@@ -72,14 +75,14 @@ class Account(Struct, frozen=True, kw_only=True):
     kind: Kind
 
 
-class Posting(Struct, frozen=True, kw_only=True):
+class Posting(Struct, frozen=True, kw_only=True, gc=False):
     """Amounts put to one account. Negative amounts take back what an earlier posting put there."""
 
     account: Account
     amounts: Amounts
 
 
-class Slice(Struct, frozen=True, kw_only=True):
+class Slice(Struct, frozen=True, kw_only=True, gc=False):
     """What a gateway saw of one request's attempt at one engine in a span: the work it made the engine do.
 
     ``attempt`` counts a request's attempts from 0. The span is in seconds since the epoch. ``last`` says that the
@@ -114,7 +117,7 @@ class Report(Struct, frozen=True, kw_only=True):
     oldest: int | None = None
 
 
-class Charge(Struct, frozen=True, kw_only=True):
+class Charge(Struct, frozen=True, kw_only=True, gc=False):
     """What was charged to a request since the gateway was last told. ``final`` says that nothing more comes of one of
     its attempts."""
 
@@ -126,7 +129,7 @@ class Charge(Struct, frozen=True, kw_only=True):
     final: bool
 
 
-class Share(Struct, frozen=True, kw_only=True):
+class Share(Struct, frozen=True, kw_only=True, gc=False):
     """A request's part of one settled window.
 
     ``usage`` is what it caused (active energy, and the engine's time while it was in use); ``idle`` is its part of what
@@ -151,7 +154,7 @@ class Settled(Struct, frozen=True, kw_only=True):
     shares: tuple[Share, ...]
 
 
-class Counterfactual(Struct, frozen=True, kw_only=True):
+class Counterfactual(Struct, frozen=True, kw_only=True, gc=False):
     """What the request would have taken on the family's full model at the same load, with a 95 % interval."""
 
     variant: str
@@ -162,7 +165,7 @@ class Counterfactual(Struct, frozen=True, kw_only=True):
     high_uusd: int | None = None
 
 
-class Booking(Struct, frozen=True, kw_only=True):
+class Booking(Struct, frozen=True, kw_only=True, gc=False):
     """One request, written down when it has ended. Times in seconds; unknown is None.
 
     ``key_id`` names the key, never the key itself. ``variant`` and ``engine`` are those of the last attempt, empty
@@ -205,7 +208,7 @@ class Booking(Struct, frozen=True, kw_only=True):
     refusals: str = "{}"
 
 
-class Moved(Struct, frozen=True, kw_only=True):
+class Moved(Struct, frozen=True, kw_only=True, gc=False):
     """What one window, known by its engine and number, charged to an attempt: its share, put to ``account``."""
 
     engine: str

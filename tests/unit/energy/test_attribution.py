@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import sqrt
 from random import Random
 from statistics import median, pvariance
@@ -13,6 +13,7 @@ from economizer.energy.step_model import Coefficients, Episode, StepModel, estim
 from economizer.energy.types import NO_WORK, Work
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from strategies import amounts, energies, models, works_of
 from synthetic_engine import (
     Window,

@@ -1,12 +1,11 @@
 """What the step model learns, of observations made by hand and of a made-up engine."""
 
-from dataclasses import replace
-
 import pytest
 from economizer.energy.step_model import Coefficients, Episode, StepModel, prior_from
 from economizer.energy.types import NO_WORK, Work
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from strategies import models, observations
 from synthetic_engine import TRUE, as_gateways_see_it, decoded, metered, prefilled, taught, traffic, windows
 

@@ -105,8 +105,7 @@ def test_a_lone_request_gets_all_active_energy_and_the_time_that_it_was_there() 
         Amounts(energy_uj=1_000_000, cost_uusd=500, carbon_ug=100),
     )
     assert [(c.request_id, c.usage.energy_uj, c.final) for c in charges_of(told)] == [
-        ("r", 4_000_000, False),
-        ("r", None, True),
+        ("r", 4_000_000, True),
     ]
     assert (drawn.reports, drawn.windows) == ({"g": 1}, {"e": 0})
 
@@ -182,7 +181,7 @@ def test_an_attempt_whose_last_slice_has_no_length_ends_in_the_window_that_it_en
     told.window(window(1), T0 + 2.5)
     told.settle(T0 + 2.5)
     assert posted(told.draw())["of-r", "active"].energy_uj == 0
-    assert [charge.final for charge in charges_of(told)] == [False] * 4 + [True]
+    assert [(charge.usage.energy_uj, charge.final) for charge in charges_of(told)] == [(0, True)]
 
 
 def test_settling_returns_what_was_posted_and_what_was_moved_to_lost() -> None:
@@ -449,11 +448,13 @@ def test_a_gap_does_not_say_that_its_engine_ended() -> None:
 
 def test_charges_are_told_again_until_the_gateway_says_that_it_has_them() -> None:
     told = books()
-    told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL, last=True)), T0 + 1)
-    told.window(window(0), T0 + 1)
-    told.settle(T0 + 1)
+    for number in range(2):
+        pieces = [piece("r", float(number), number + 1.0, PREFILL, last=number == 1)]
+        told.report(report(number + 1, number + 1.0, *pieces), T0 + number + 1)
+        told.window(window(number), T0 + number + 1)
+        told.settle(T0 + number + 1)
     number, charges = told.charges("g", 0)
-    assert (number, len(charges)) == (2, 2)
+    assert (number, [charge.final for charge in charges]) == (2, [False, True])
     assert told.charges("g", 0) == (2, charges)
     assert told.charges("g", 1) == (2, charges[1:])
     assert told.charges("g", 2) == (2, ())

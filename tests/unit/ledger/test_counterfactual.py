@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+from economizer.energy.step_model import Coefficients
 from economizer.ledger.counterfactual import counterfactual
 from economizer.ledger.types import UNKNOWN, Amounts, Counterfactual
 from examples import variant
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 # 128 prompt tokens and 9 of answer take 25 J and 0.25 USD by the cards of examples.py, 3600 g/kWh make 25 mg of it.
 FULL = variant("full", carbon_g_per_kwh=3600.0)
-LEARNT = (1000.0, 0.5, 2000.0, 10.0, 8000.0, 7.0)
+LEARNT = Coefficients.of((1000.0, 0.5, 2000.0, 10.0, 8000.0, 7.0))
 
 
 def test_without_a_step_model_the_cards_say_what_the_full_model_would_have_taken() -> None:
@@ -55,7 +56,7 @@ def test_a_step_model_that_does_not_know_its_error_has_that_of_a_card() -> None:
         cached_tokens=0,
         output_tokens=0,
         batch=1.0,
-        coefficients=(100.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        coefficients=Coefficients.of((100.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
         relative_error=None,
     )
     assert (found.amounts.energy_uj, found.low_uj, found.high_uj) == (1000, 700, 1300)

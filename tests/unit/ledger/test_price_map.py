@@ -1,6 +1,7 @@
 from math import isclose
 
 import pytest
+from economizer.energy.step_model import Coefficients
 from economizer.ledger.price_map import Basis, price_map, token_weights
 from economizer.ledger.types import NOBODY, Account, AccountRow, Amounts, Kind
 from economizer.variants.types import Variant
@@ -112,7 +113,7 @@ def test_the_mode_is_litellms(features: set[str], mode: str) -> None:
 
 
 def test_weights_are_of_a_prompt_of_1000_tokens_with_the_step_shared_by_the_batch() -> None:
-    learnt = (100.0, 2.0, 50.0, 3.0, 800.0, 7.0)
+    learnt = Coefficients.of((100.0, 2.0, 50.0, 3.0, 800.0, 7.0))
     assert token_weights(learnt, 4.0) == (1100.0, 50 + 3000 + 200)
     assert token_weights(learnt, 0.0) == (1100.0, 50 + 3000 + 800)
 
