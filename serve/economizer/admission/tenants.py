@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Literal
+
+from msgspec.structs import replace
 
 from economizer.errors import require
 from economizer.router.types import OnUnmet, Terms

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from traceback import format_tb
 
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from economizer.admission.limits import Verdict

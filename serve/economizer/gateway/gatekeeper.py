@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from economizer.admission.keys import KeyRecord, KeyRing, looks_like_ours, presented
 from economizer.admission.limits import Ask, Use, Verdict
@@ -26,8 +27,7 @@ def opaque(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Party:
+class Party(Struct, frozen=True, kw_only=True):
     """Who sends a request. ``caller`` is who may read its receipts, opaque; ``key_id`` names the key, never the key."""
 
     name: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from economizer.errors import InvalidRequest
 from economizer.gateway.body import Body
@@ -62,8 +63,7 @@ _CHOICES_MAX = 128  # as OpenAI has it
 _SEQUENCES_MAX = 2048  # an eighth of what vLLM takes by default (VLLM_MAX_N_SEQUENCES)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WireRequest:
+class WireRequest(Struct, frozen=True, kw_only=True):
     """One request as it came over the wire, checked: what routing and relaying read of it.
 
     ``prompt_text`` is the prompt's text in order, for its length and its prefix only; it is never kept or logged.

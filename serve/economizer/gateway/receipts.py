@@ -8,10 +8,10 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from msgspec import json
+from msgspec import Struct, json, to_builtins
 from pydantic_core import to_json
 
 from economizer.admission.limits import Verdict
@@ -27,7 +27,6 @@ from economizer.variants.types import Variant
 logger = logging.getLogger("economizer.requests")
 ESTIMATE = "estimate"  # the method of what comes from the variant's cards
 _MICRO = 1e6
-_TERMS = tuple(one.name for one in fields(Terms))
 _Z95 = 1.96  # half the width of a 95 % interval, in standard deviations
 
 
@@ -87,8 +86,7 @@ def amounts(given: Amounts) -> dict[str, float | None]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     """One try at one replica, and why it failed, if it did."""
 
     variant: str
@@ -271,15 +269,15 @@ class Receipt:
             "outcome": self.outcome,
             "status": self.status,
             "error": self.error,
-            "terms": asdict(self.terms),
-            "decision": asdict(self.decision),
-            "redecision": asdict(self.redecision) if self.redecision else None,
-            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "terms": to_builtins(self.terms),
+            "decision": to_builtins(self.decision),
+            "redecision": to_builtins(self.redecision) if self.redecision else None,
+            "attempts": to_builtins(self.attempts),
             "actual": {
                 "ttft_s": self.ttft_s,
                 "tpot_s": self.tpot_s,
                 "e2e_s": self.e2e_s,
-                "usage": asdict(self.usage) if self.usage else None,
+                "usage": to_builtins(self.usage) if self.usage else None,
                 **self._best(),
             },
             "full": {"variant": self.full.id, "method": ESTIMATE, **_costs(self.full_costs)} if self.full else None,
@@ -294,7 +292,7 @@ class Receipt:
         if self.variant is not None:
             predicted = decision.candidate(self.variant.name).prediction
         refused = {c.variant: [r.term for r in c.refusals] for c in decision.candidates if c.refusals}
-        terms = {name: value for name in _TERMS if (value := getattr(self.terms, name)) is not None}
+        terms = {name: value for name in Terms.__struct_fields__ if (value := getattr(self.terms, name)) is not None}
         return Booking(
             request_id=self.id,
             tenant=self.tenant,

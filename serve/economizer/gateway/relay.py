@@ -6,10 +6,10 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import aiohttp
+from msgspec import Struct
 
 from economizer.errors import EconomizerError, EngineFailed, EngineTimeout
 from economizer.gateway.body import add_to_usage
@@ -36,8 +36,7 @@ _NOT_RETURNED = frozenset(
 _TOKENS_MAX = 2**31 - 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one answer. ``counted`` says that the engine gave no usage, so that answer tokens were counted from
     the events of the stream and the prompt's were guessed."""
 

@@ -6,9 +6,11 @@ that answers. An id that is held out at one share is held out at every larger on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
+
+from msgspec.structs import replace
 
 from economizer.router.types import Decision, RequestProfile
 from economizer.variants.types import require

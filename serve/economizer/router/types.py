@@ -1,9 +1,15 @@
-"""The words of routing: what a request is and asks for, what the fleet looks like, and what was decided and why."""
+"""The words of routing: what a request is and asks for, what the fleet looks like, and what was decided and why.
+
+What there is one of for every request is left out of the garbage collector's rounds (``gc=False``): it can be in no
+cycle, and a gateway keeps the decisions of thousands of requests.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from economizer.variants.estimate import Costs
 from economizer.variants.types import Variant, require
@@ -11,8 +17,7 @@ from economizer.variants.types import Variant, require
 OnUnmet = Literal["refuse", "degrade"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestProfile:
+class RequestProfile(Struct, frozen=True, kw_only=True, gc=False):
     """The few facts of a request that routing needs.
 
     ``prompt_tokens`` is an estimate made before tokenisation, ``prompt_tokens_least`` what it surely is at least.
@@ -34,8 +39,7 @@ class RequestProfile:
     prefix_hashes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
+class Terms(Struct, frozen=True, kw_only=True, gc=False):
     """What a request asks for. None is no limit. Latency limits hold at the 95th percentile of the prediction."""
 
     ttft_s_max: float | None = None
@@ -57,8 +61,7 @@ class Terms:
             require(0 <= self.quality_min <= 1, "quality_min", self.quality_min, "must be between 0 and 1")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplicaState:
+class ReplicaState(Struct, frozen=True, kw_only=True, gc=False):
     """One engine as the router sees it.
 
     ``running`` and ``waiting`` are requests in its batch and in its queue; ``queued_tokens`` is prompt tokens not yet
@@ -78,16 +81,14 @@ class ReplicaState:
         return self.running + self.waiting
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quantiles:
+class Quantiles(Struct, frozen=True, kw_only=True, gc=False):
     """The 50th and the 95th percentile of a predicted time, in seconds."""
 
     p50: float
     p95: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatencyPrediction:
+class LatencyPrediction(Struct, frozen=True, kw_only=True, gc=False):
     """Predicted time to first token and time per output token."""
 
     ttft_s: Quantiles
@@ -123,8 +124,7 @@ class VariantState:
     queue_max: int = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
+class Prediction(Struct, frozen=True, kw_only=True, gc=False):
     """What is expected of one variant for one request. Unknown is None.
 
     ``asleep`` says that no replica is ready and one would have to be started, which takes ``wake_s``, already inside
@@ -144,8 +144,7 @@ class Prediction:
     wake_s: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True, kw_only=True, gc=False):
     """Why a variant may not serve a request: the term's name, what was asked, what the variant offers, in words."""
 
     term: str
@@ -154,8 +153,7 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True, kw_only=True, gc=False):
     """One variant as it was weighed: its prediction, its score (None when refused), and every refusal."""
 
     variant: str
@@ -164,8 +162,7 @@ class Candidate:
     refusals: tuple[Refusal, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """What was chosen and why.
 
     ``variant`` is the chosen variant's name, None when every candidate was refused. ``ranking`` are the variants

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log
+
+from msgspec import Struct
 
 from economizer.variants.price import Price
 from economizer.variants.types import EnergyCard, SpeedCard, Variant
@@ -12,8 +13,7 @@ from economizer.variants.types import EnergyCard, SpeedCard, Variant
 J_PER_KWH = 3.6e6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
+class Costs(Struct, frozen=True, kw_only=True, gc=False):
     """What a request takes: active energy in joules, dollars, grams of CO2 equivalent. None is unknown."""
 
     energy_j: float | None

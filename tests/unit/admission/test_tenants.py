@@ -1,6 +1,5 @@
 """Tenants: their settings from YAML's values, their part in a request's terms, and their budgets' windows."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -22,6 +21,7 @@ from economizer.router.policies import POLICIES
 from economizer.router.types import Terms
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import TypeAdapter, ValidationError
 
 FLOORS = st.none() | st.floats(0, 1)

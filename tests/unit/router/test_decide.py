@@ -31,6 +31,7 @@ from economizer.variants.types import SpeedCard
 from examples import IDLE, SPEED, Steady, Unknown, chat, state, variant
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 CHEAP = POLICIES["cheap"]
 NO_TERMS = Terms()
@@ -63,7 +64,7 @@ def asleep(of: VariantState, cold_start_s: float | None = 8.0) -> VariantState:
 
 
 def test_the_cheapest_that_meets_the_terms_is_chosen_and_the_whole_choice_is_explained() -> None:
-    cheaper = replace(EXPECTED, costs=Costs(energy_j=25.0, cost_usd=0.125, carbon_g=None), quality=0.9)
+    cheaper = structs.replace(EXPECTED, costs=Costs(energy_j=25.0, cost_usd=0.125, carbon_g=None), quality=0.9)
     assert decide(chat(), NO_TERMS, [full(), int8()], CHEAP) == Decision(
         family="m",
         policy="cheap",
@@ -77,7 +78,7 @@ def test_the_cheapest_that_meets_the_terms_is_chosen_and_the_whole_choice_is_exp
 
 
 def test_a_quality_floor_refuses_the_int8_variant_and_says_why() -> None:
-    cheaper = replace(EXPECTED, costs=Costs(energy_j=25.0, cost_usd=0.125, carbon_g=None), quality=0.9)
+    cheaper = structs.replace(EXPECTED, costs=Costs(energy_j=25.0, cost_usd=0.125, carbon_g=None), quality=0.9)
     refusal = Refusal(term="quality_min", limit=0.95, offered=0.9, reason="its quality is 0.9, under the 0.95 asked")
     assert decide(chat(), Terms(quality_min=0.95), [full(), int8()], CHEAP) == Decision(
         family="m",
@@ -108,7 +109,7 @@ def test_a_sleeping_variant_serves_only_when_no_awake_one_meets_the_terms() -> N
 
 
 def test_the_start_of_a_sleeping_variant_is_in_what_it_is_expected_to_take() -> None:
-    assert predict(chat(), asleep(full(), 8.0)) == replace(
+    assert predict(chat(), asleep(full(), 8.0)) == structs.replace(
         EXPECTED,
         ttft_s=Quantiles(p50=8.5, p95=9.0),
         e2e_s=Quantiles(p50=9.5, p95=11.0),
@@ -125,7 +126,7 @@ def test_a_start_that_takes_no_time_adds_none() -> None:
 
 def test_when_a_sleeping_variant_would_answer_is_unknown_where_the_time_of_its_start_is() -> None:
     sleeping = asleep(full(), None)
-    assert predict(chat(), sleeping) == replace(EXPECTED, ttft_s=None, e2e_s=None, room=0.0, asleep=True)
+    assert predict(chat(), sleeping) == structs.replace(EXPECTED, ttft_s=None, e2e_s=None, room=0.0, asleep=True)
     decision = decide(chat(), Terms(ttft_s_max=1000.0), [sleeping], CHEAP)
     assert [candidate.prediction.asleep for candidate in decision.candidates] == [True]
     assert [refusal.reason for candidate in decision.candidates for refusal in candidate.refusals] == [
@@ -204,7 +205,7 @@ def test_among_the_nearest_degrade_serves_the_first_by_name() -> None:
 
 def test_degrade_changes_nothing_where_the_terms_are_met() -> None:
     asked = Terms(quality_min=0.95)
-    assert decide(chat(), replace(asked, on_unmet="degrade"), [full(), int8()], CHEAP) == decide(
+    assert decide(chat(), structs.replace(asked, on_unmet="degrade"), [full(), int8()], CHEAP) == decide(
         chat(), asked, [full(), int8()], CHEAP
     )
 
@@ -394,7 +395,7 @@ single = st.sampled_from([Policy(name=name, weights={name: 1.0}) for name in ("c
 
 
 def by_name(decision: Decision) -> Decision:
-    return replace(decision, candidates=tuple(sorted(decision.candidates, key=lambda one: one.variant)))
+    return structs.replace(decision, candidates=tuple(sorted(decision.candidates, key=lambda one: one.variant)))
 
 
 @given(profiles, terms, fleets, policies, st.integers(0, 1000))
@@ -428,14 +429,14 @@ def test_degrade_always_chooses_something_if_some_variant_is_able(
     profile: RequestProfile, terms: Terms, fleet: tuple[VariantState, ...], policy: Policy
 ) -> None:
     able = decide(profile, NO_TERMS, fleet, policy).variant is not None
-    assert (decide(profile, replace(terms, on_unmet="degrade"), fleet, policy).variant is not None) == able
+    assert (decide(profile, structs.replace(terms, on_unmet="degrade"), fleet, policy).variant is not None) == able
 
 
 @given(profiles, terms, fleets)
 def test_under_cheap_no_awake_variant_that_meets_the_terms_costs_less_than_the_chosen(
     profile: RequestProfile, terms: Terms, fleet: tuple[VariantState, ...]
 ) -> None:
-    decision = decide(profile, replace(terms, on_unmet="refuse"), fleet, CHEAP)
+    decision = decide(profile, structs.replace(terms, on_unmet="refuse"), fleet, CHEAP)
     awake = [one for one in decision.candidates if not one.refusals and not one.prediction.asleep]
     known = [one.prediction.costs.cost_usd for one in awake if one.prediction.costs.cost_usd is not None]
     if known:
@@ -447,9 +448,9 @@ def test_under_cheap_no_awake_variant_that_meets_the_terms_costs_less_than_the_c
 def test_raising_the_floor_never_lowers_the_quality_chosen(
     profile: RequestProfile, terms: Terms, fleet: tuple[VariantState, ...], floor: float, policy: Policy
 ) -> None:
-    lower = replace(terms, on_unmet="refuse", quality_min=min(floor, terms.quality_min or 0.0) or None)
+    lower = structs.replace(terms, on_unmet="refuse", quality_min=min(floor, terms.quality_min or 0.0) or None)
     before = decide(profile, lower, fleet, policy)
-    after = decide(profile, replace(lower, quality_min=floor), fleet, policy)
+    after = decide(profile, structs.replace(lower, quality_min=floor), fleet, policy)
     if after.variant is not None:
         assert before.variant is not None
         chosen, then = before.candidate(before.variant), after.candidate(after.variant)
@@ -462,7 +463,7 @@ def test_tightening_a_ceiling_never_accepts_a_variant_that_was_refused(
     profile: RequestProfile, terms: Terms, fleet: tuple[VariantState, ...], policy: Policy, name: str, share: float
 ) -> None:
     loose = getattr(terms, name)
-    tighter = replace(terms, **{name: share if loose is None else share * loose})  # type: ignore[arg-type]
+    tighter = structs.replace(terms, **{name: share if loose is None else share * loose})  # type: ignore[arg-type]
     before = decide(profile, terms, fleet, policy).candidates
     after = decide(profile, tighter, fleet, policy).candidates
     for was, now in zip(before, after, strict=True):

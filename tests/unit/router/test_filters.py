@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ from economizer.router.types import Refusal, ReplicaState, RequestProfile, Terms
 from examples import IDLE, Steady, Unknown, chat, state, variant
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 
 def refusals(

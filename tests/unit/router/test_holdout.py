@@ -9,6 +9,7 @@ from economizer.router.types import Decision, ReplicaState, RequestProfile, Term
 from examples import IDLE, chat, state, variant
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 FULL = state(variant("full", quality=1.0, usd_per_hour=3600.0), IDLE)
 INT8 = state(variant("int8", quality=0.9, usd_per_hour=1800.0), IDLE)
@@ -98,4 +99,4 @@ def test_who_may_be_held_out(
 def test_a_held_out_decision_has_the_full_variant_first_and_is_the_same_otherwise() -> None:
     decision = decided((INT4, FULL, INT8), Terms(), chat())
     assert decision.ranking == ("int4", "int8", "full")
-    assert held_out(decision, "full") == replace(decision, variant="full", ranking=("full", "int4", "int8"))
+    assert held_out(decision, "full") == structs.replace(decision, variant="full", ranking=("full", "int4", "int8"))
