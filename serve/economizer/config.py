@@ -88,7 +88,7 @@ class LedgerSettings:
     spool: str = "./.economizer/ledger/spool"
     spool_mib_max: int = 1024
     window_s: float = 1.0
-    report_s: float = 0.25
+    report_s: float = 0.5
     answer_wait_s: float = 0.0
     keep_days: float = 35.0
     meter: MeterSettings = field(default_factory=MeterSettings)

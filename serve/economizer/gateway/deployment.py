@@ -95,6 +95,7 @@ def _ledger(configuration: Configuration, settings: LedgerSettings) -> serve.App
         max_ongoing_requests=_LEDGER_CALLS_MAX,
         health_check_period_s=2.0,
         graceful_shutdown_timeout_s=_DRAIN_MARGIN_S,
+        logging_config=LoggingConfig(enable_access_log=False),
     )
     return deployment.bind(settings, variants)
 
