@@ -91,6 +91,10 @@ class Bench:
         after, past_s = self._on.tree.cpu_s(), time.monotonic() - started_s
         self.idle = {group: (after[group] - before.get(group, 0.0)) / past_s for group in after}
 
+    def fill(self, requests: int) -> None:
+        """As many requests to the gateway without books: what is compared shall keep as much of what it saw."""
+        self._send(self._on.unbooked, Phase(name="fill", connections=32, requests=requests))
+
     def memory(self, requests: int) -> Iterator[tuple[int, float]]:
         """(requests so far, resident MB of the ingress replica), ten times on the way."""
         ours = self._on.ours
@@ -165,6 +169,7 @@ def run(rounds: int, requests: int, share: float) -> dict[str, object]:
         for done, rss_mb in bench.memory(requests):
             _say(f"{done} requests, {rss_mb:.0f} MB")
             curve.append((done, rss_mb))
+        bench.fill(min(requests, report.STORES_FULL))
         bench.measure_idle()
         measured = []
         for number in range(rounds):

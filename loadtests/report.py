@@ -12,7 +12,7 @@ _REQUEST_RATIO_MAX = 1.3
 _CHUNK_RATIO_MAX = 1.2
 _BOOKING_RATIO_MAX = 1.05
 _DECIDE_US_MAX = 200.0
-_STORES_FULL = 20_000  # requests, each of another user and session, after which all bounded stores are full
+STORES_FULL = 20_000  # requests, each of another user and session, after which all bounded stores are full
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def _write_decide(decide_us: Mapping[tuple[int, int], float]) -> dict[str, objec
 
 def _write_curve(curve: Sequence[tuple[int, float]]) -> dict[str, object]:
     """``curve``: requests sent so far, and what the ingress replica then held in MB."""
-    full, full_mb = next((point for point in curve if point[0] >= _STORES_FULL), curve[0])
+    full, full_mb = next((point for point in curve if point[0] >= STORES_FULL), curve[0])
     last, last_mb = curve[-1]
     print(f"memory of the ingress replica: {last_mb - full_mb:+.1f} MB from request {full} to request {last}")
     print("  " + "  ".join(f"{requests}: {rss_mb:.0f}" for requests, rss_mb in curve))

@@ -29,12 +29,15 @@ Send = Callable[[str, Sequence[Window]], Awaitable[int]]
 class Metering:
     """Meters one engine from now on. ``send`` takes windows and answers up to which number they are on disk."""
 
-    def __init__(self, meter: Meter, engine: EngineProcess, *, replica: str, variant: str, send: Send) -> None:
+    def __init__(
+        self, meter: Meter, engine: EngineProcess, *, replica: str, variant: str, send: Send, send_s: float = _SEND_S
+    ) -> None:
         self._meter = meter
         self._engine = engine
         self._replica = replica
         self._variant = variant
         self._send = send
+        self._send_s = send_s
         self._number = 0
         self._kept: deque[Window] = deque(maxlen=_KEPT_MAX)
         self._before = EngineLoad()
@@ -124,7 +127,7 @@ class Metering:
     async def _hand_over(self, windows: Sequence[Window]) -> None:
         """Send windows, and forget those that are on disk."""
         try:
-            async with asyncio.timeout(_SEND_S):
+            async with asyncio.timeout(self._send_s):
                 kept = await self._send(self._replica, windows)
             while self._kept and self._kept[0].number <= kept:
                 self._kept.popleft()

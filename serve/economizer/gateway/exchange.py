@@ -127,15 +127,14 @@ class Exchange:
         gateway.gatekeeper.check_family(party, name.family, wire.model)
         wire = replace(wire, terms=party.terms(wire.terms, names_on_unmet=wire.names_on_unmet))
         profile = self._profile(wire, name, party)
-        decision = self._decide(profile, wire)
+        arm, decision = self._held_out(profile, self._decide(profile, wire))
         self._asked = gateway.gatekeeper.limited(party)
         verdict = await gateway.gatekeeper.admit(self.id, party, decision, profile)
         if verdict is not None and verdict.soft is not None:
             wire = replace(wire, terms=degraded(wire.terms, party.tenant, verdict.soft.unit))
             profile = replace(profile, pinned=None)
-            decision = self._decide(profile, wire)
-        self._job = job = self._begin(wire, profile, decision, verdict)
-        decision = job.receipt.decision  # the hold-out may have changed it
+            arm, decision = None, self._decide(profile, wire)
+        self._job = job = self._begin(wire, profile, decision, verdict, arm)
         if decision.variant is None:
             degrade = wire.terms.on_unmet == "degrade"
             raise refusal_error(decision, retry_after_s=settings.retry_after_s, degrade=degrade)
@@ -163,15 +162,25 @@ class Exchange:
         message = f"{error.message} No other replica can take the request now."
         raise NotReady(message, retry_after_s=gateway.settings.retry_after_s) from error
 
-    def _begin(self, wire: WireRequest, profile: RequestProfile, decision: Decision, verdict: Verdict | None) -> _Job:
+    def _held_out(self, profile: RequestProfile, decision: Decision) -> tuple[Arm | None, Decision]:
+        """The request's arm in the savings' hold-out, and what it makes of the decision."""
+        gateway = self._gateway
+        full = gateway.catalog.family(profile.family).full_variant.name
+        if gateway.holdout.share == 0 or not eligible(decision, profile, full):
+            return None, decision
+        arm = arm_of(self.id, gateway.holdout)
+        return arm, held_out(decision, full) if arm == "full" else decision
+
+    def _begin(
+        self,
+        wire: WireRequest,
+        profile: RequestProfile,
+        decision: Decision,
+        verdict: Verdict | None,
+        arm: Arm | None,
+    ) -> _Job:
         gateway, party = self._gateway, self._party
         assert party is not None
-        full = gateway.catalog.family(profile.family).full_variant
-        arm: Arm | None = None
-        soft = verdict is not None and verdict.soft is not None
-        if gateway.holdout.share > 0 and not soft and eligible(decision, profile, full.name):
-            arm = arm_of(self.id, gateway.holdout)
-            decision = held_out(decision, full.name) if arm == "full" else decision
         receipt = Receipt(
             id=self.id,
             caller=party.caller,
@@ -183,7 +192,7 @@ class Exchange:
             stream=wire.stream,
             terms=wire.terms,
             decision=decision,
-            full=full,
+            full=gateway.catalog.family(profile.family).full_variant,
             arm=arm,
             degraded=verdict.soft.words if verdict is not None and verdict.soft is not None else None,
             limits=verdict,

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from msgspec import Struct, json, to_builtins
+from msgspec.structs import asdict
 from pydantic_core import to_json
 
 from economizer.admission.limits import Verdict
@@ -20,7 +22,7 @@ from economizer.gateway.relay import Usage
 from economizer.gateway.work import AttemptWork
 from economizer.ledger.types import UNKNOWN as NOTHING
 from economizer.ledger.types import Amounts, Booking, Charge, Counterfactual
-from economizer.router.types import Decision, Terms
+from economizer.router.types import Candidate, Decision, Terms
 from economizer.variants.estimate import UNKNOWN, Costs, request_costs
 from economizer.variants.types import Variant
 
@@ -291,8 +293,7 @@ class Receipt:
         predicted = None
         if self.variant is not None:
             predicted = decision.candidate(self.variant.name).prediction
-        refused = {c.variant: [r.term for r in c.refusals] for c in decision.candidates if c.refusals}
-        terms = {name: value for name in Terms.__struct_fields__ if (value := getattr(self.terms, name)) is not None}
+        refused = [candidate for candidate in decision.candidates if candidate.refusals]
         return Booking(
             request_id=self.id,
             tenant=self.tenant,
@@ -323,8 +324,8 @@ class Receipt:
             arm=self.arm,
             degraded=self.degraded,
             policy=decision.policy,
-            terms=json.encode(terms).decode(),
-            refusals=json.encode(refused).decode() if refused else "{}",
+            terms=_terms_json(self.terms),
+            refusals=_refusals_json(refused) if refused else "{}",
         )
 
     def _counterfactual(self) -> Counterfactual | None:
@@ -351,6 +352,17 @@ def rate_headers(verdict: Verdict | None) -> list[tuple[bytes, bytes]]:
                 (b"x-ratelimit-reset-" + name, f"{rate.reset_s:.3f}s".encode()),
             ]
     return headers
+
+
+@lru_cache(1000)
+def _terms_json(terms: Terms) -> str:
+    """Those that are set; most requests have the same."""
+    return json.encode({name: value for name, value in asdict(terms).items() if value is not None}).decode()
+
+
+def _refusals_json(candidates: Sequence[Candidate]) -> str:
+    """By variant the names of the terms that it failed."""
+    return json.encode({one.variant: [refusal.term for refusal in one.refusals] for one in candidates}).decode()
 
 
 def _micro(value: float | None) -> int | None:

@@ -63,10 +63,12 @@ class Reporter:
         on_keys: Callable[[tuple[KeyRecord, ...]], None],
         on_prices: Callable[[Mapping[str, Price]], None],
         on_posted: Callable[[tuple[Posting, ...]], None],
+        kept_max: int = _KEPT_MAX,
     ) -> None:
         self.name = secrets.token_hex(6)
         self._ledger = ledger
         self._period_s = period_s
+        self._kept_max = kept_max
         self._on_keys = on_keys
         self._on_prices = on_prices
         self._on_posted = on_posted
@@ -174,12 +176,12 @@ class Reporter:
         self._number = one.report.number
         self._kept.append(one)
         self._weight += one.weight
-        if self._weight > _KEPT_MAX:
+        if self._weight > self._kept_max:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         missing = 0
-        while self._weight > _KEPT_MAX:
+        while self._weight > self._kept_max:
             missing += len(self._forget_oldest().report.bookings)
         logger.error(
             "the ledger has taken nothing for too long: the books will miss %d requests, and work of others", missing

@@ -144,7 +144,7 @@ class Bookkeeper:
     async def report(self, report: Report, seen: Seen) -> Reply:
         """Take in what a gateway tells; see :class:`Reply`. Raises LedgerUnusable where there is no room for it."""
         now_s = self._now_s()
-        self._books.heard_gateway(report.gateway, now_s)
+        self._books.gateways.heard(report.gateway, now_s)
         self._need_room()
         self._books.report(report, now_s)
         due_s = monotonic() + _FINISH_S
@@ -157,7 +157,7 @@ class Bookkeeper:
         if seen.epoch != self._epoch:
             seen = Seen()
         self._seen[report.gateway] = seen
-        charged, charges = self._books.charges(report.gateway, seen.charges)
+        charged, charges = self._books.gateways.charges(report.gateway, seen.charges)
         return Reply(
             epoch=self._epoch,
             acknowledged=self._outbox.reports.get(report.gateway, -1),
@@ -240,7 +240,7 @@ class Bookkeeper:
             await asyncio.sleep(_LOOK_S)
 
     def _keys_are_known(self) -> bool:
-        awaited = set(self._books.awaited(self._now_s()))
+        awaited = set(self._books.gateways.awaited(self._now_s()))
         return all(seen.keys == self._versions.keys for name, seen in self._seen.items() if name in awaited)
 
     def _need_room(self) -> None:
@@ -263,7 +263,7 @@ class Bookkeeper:
         return now_s
 
     def _settle(self, now_s: float) -> None:
-        for gateway in self._books.gone(now_s):
+        for gateway in self._books.gateways.gone(now_s):
             self._limits.gone(gateway)
             self._seen.pop(gateway, None)
         postings = self._books.settle(now_s)
@@ -284,7 +284,7 @@ class Bookkeeper:
         """Write what is settled, and what could not be written before."""
         async with self._writing:
             self._settle(self._now_s())
-            self._outbox.forget(*self._books.known())
+            self._outbox.forget(self._books.gateways.names, self._books.engines)
             drawn = self._books.draw()
             models = {name: self._books.learnt(name) for name in self._variants}
             batch = Batch(

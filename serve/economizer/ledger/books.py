@@ -2,7 +2,7 @@
 
 A window is settled once every gateway has told what happened until its end, or has taken too long. Its energy goes to
 the attempts that worked in it, to work that nobody told of, and to idleness (``energy/attribution.py``); its money and
-carbon follow (``prices.py``). An attempt that failed is charged like any other until its end, and then all of that is
+carbon follow (``settling.py``). An attempt that failed is charged like any other until its end, and then all of that is
 transferred to ``lost``. No clock, no I/O: time is an argument.
 """
 
@@ -16,17 +16,15 @@ from msgspec.structs import replace
 
 from economizer.energy.step_model import Coefficients, Episode, StepModel
 from economizer.energy.types import NO_WORK, Measurement, Window
+from economizer.ledger.gateways import FORGOTTEN_S, LATE_S, Gateways, Told
 from economizer.ledger.prices import Carry, PriceList
-from economizer.ledger.splitting import AttemptKey, Part, WindowSplit, split_amounts, split_window, works_of
+from economizer.ledger.settling import account_of, settled_by
+from economizer.ledger.splitting import AttemptKey, Part, split_window, works_of
 from economizer.ledger.types import (
     GAPS_FROM,
-    NOBODY,
     UNKNOWN,
-    Account,
     Amounts,
     Booking,
-    Charge,
-    Kind,
     Moved,
     Posting,
     Report,
@@ -38,22 +36,9 @@ from economizer.ledger.types import (
 )
 from economizer.ledger.unclaimed import Unclaimed
 
-LATE_S = 3.0  # a gateway that has not told by then is not waited for
-DEAD_S = 60.0  # a gateway that has not told by then is dead, and not only in a stall
 _RECALL_S = 10.0  # after which books go on without knowing what is on disk
-_FORGOTTEN_S = 3600.0
 _GONE_S = 8.0  # a slice whose engine sent no window for so long will not be metered any more
-_CHARGES_MAX = 20_000  # kept for a gateway that does not say that it has them; some 10 MiB
-_HOUR_S = 3600
 _NEVER = float("-inf")
-
-
-@dataclass(slots=True)
-class _Told:
-    """A report whose slices are not all settled yet."""
-
-    number: int
-    open: int
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +47,7 @@ class _Held:
 
     slice: Slice
     gateway: str
-    told: _Told
+    told: Told
     placed: float = 0.0
 
     @property
@@ -98,17 +83,6 @@ class _Engine:
     carry: Carry = field(default_factory=Carry)
     episode: Episode = field(default_factory=Episode)
     unclaimed: Unclaimed = field(default_factory=Unclaimed)
-
-
-@dataclass(slots=True)
-class _Gateway:
-    heard_s: float
-    told_until_s: float = _NEVER
-    gone: bool = False
-    number: int = -1
-    reports: deque[_Told] = field(default_factory=deque)
-    charges: deque[Charge] = field(default_factory=lambda: deque(maxlen=_CHARGES_MAX))
-    charged: int = 0  # how many there ever were, and so the number of the last one
 
 
 @dataclass(slots=True)
@@ -148,9 +122,8 @@ class Books:
         self.settled: list[Settled] = []
         self.priors: Mapping[str, Coefficients] = {}
         self._engines: defaultdict[str, _Engine] = defaultdict(_Engine)
-        self._gateways: dict[str, _Gateway] = {}
+        self.gateways = Gateways()
         self._attempts: OrderedDict[AttemptKey, _Attempt] = OrderedDict()  # the longest not charged first
-        self._telling: dict[AttemptKey, tuple[str, Charge]] = {}  # what gateways are told next, each of its own
         self._transfers: list[Transfer] = []
         self._bookings: list[Booking] = []
         self._learnt: set[str] = set()
@@ -158,14 +131,10 @@ class Books:
 
     def report(self, report: Report, now_s: float) -> None:
         """Take in what a gateway tells; a report that was told before changes nothing."""
-        self.heard_gateway(report.gateway, now_s)
-        gateway = self._gateways[report.gateway]
-        oldest = report.number if report.oldest is None else report.oldest
-        if report.number <= gateway.number or report.number > max(oldest, gateway.number + 1):
-            return  # told before; or an earlier one is to come first, which the gateway tells again
-        gateway.number, gateway.told_until_s = report.number, report.now_s
-        told = _Told(report.number, len(report.slices))
-        gateway.reports.append(told)
+        self.gateways.heard(report.gateway, now_s)
+        told = self.gateways.take(report)
+        if told is None:
+            return
         for one in report.slices:
             engine = self._engines[one.engine]
             held = _Held(one, report.gateway, told)
@@ -182,11 +151,6 @@ class Books:
         if window.number > engine.number:
             engine.number, engine.latest = window.number, window
             engine.windows.append(window)
-
-    def heard_gateway(self, gateway: str, now_s: float) -> None:
-        """It lives, whatever becomes of what it tells."""
-        known = self._gateways.setdefault(gateway, _Gateway(heard_s=now_s))
-        known.heard_s, known.gone = now_s, False
 
     def heard_engine(self, engine: str, now_s: float) -> None:
         """It lives, whatever becomes of what it tells."""
@@ -219,36 +183,21 @@ class Books:
             engine.heard_s += by_s
             if engine.on_disk_s is not None:
                 engine.on_disk_s += by_s
-        for gateway in self._gateways.values():
-            gateway.heard_s += by_s
+        self.gateways.nobody_was_silent(by_s)
         for attempt in self._attempts.values():
             attempt.charged_s += by_s
 
-    def known(self) -> tuple[Collection[str], Collection[str]]:
-        """Gateways and engines that are not forgotten."""
-        return self._gateways.keys(), self._engines.keys()
-
-    def awaited(self, now_s: float) -> list[str]:
-        """Gateways that have reported lately: what they tell is waited for."""
-        return [name for name, gateway in self._gateways.items() if now_s - gateway.heard_s <= LATE_S]
-
-    def gone(self, now_s: float) -> list[str]:
-        """Gateways that have not reported for so long that they are dead, each told once; they are forgotten later."""
-        names = []
-        for name, gateway in list(self._gateways.items()):
-            if not gateway.gone and now_s - gateway.heard_s > DEAD_S:
-                gateway.gone = True
-                names.append(name)
-            if now_s - gateway.heard_s > _FORGOTTEN_S:
-                del self._gateways[name]
-        return names
+    @property
+    def engines(self) -> Collection[str]:
+        """Those that are not forgotten."""
+        return self._engines.keys()
 
     def settle(self, now_s: float) -> list[Posting]:
         """Settle every window that can be settled now; returns what was posted, transfers included."""
         if self._is_new(now_s):
             return []
         before = len(self.settled), len(self._transfers)
-        told_s = min((self._gateways[name].told_until_s for name in self.awaited(now_s)), default=_NEVER)
+        told_s = self.gateways.told_until_s(now_s)
         for name in list(self._engines):
             engine = self._engines[name]
             while engine.windows:
@@ -260,10 +209,10 @@ class Books:
                 self._settle(engine, window, now_s)
             if now_s - engine.heard_s > _GONE_S and not engine.windows:
                 self._give_up(engine, now_s)
-            if now_s - engine.heard_s > _FORGOTTEN_S and not engine.slices:
+            if now_s - engine.heard_s > FORGOTTEN_S and not engine.slices:
                 del self._engines[name]
-        self._tell_gateways()
-        while self._attempts and now_s - next(iter(self._attempts.values())).charged_s > _FORGOTTEN_S:
+        self.gateways.hand_out()
+        while self._attempts and now_s - next(iter(self._attempts.values())).charged_s > FORGOTTEN_S:
             self._attempts.popitem(last=False)  # its gateway died, and nobody tells of its end
         return postings_of(self.settled[before[0] :], self._transfers[before[1] :])
 
@@ -278,30 +227,14 @@ class Books:
         """What has been learnt of a variant's engines by whatever meter they have; None before anything was."""
         return next((self.models[key] for key in sorted(self.models) if key.startswith(f"{variant_id}|")), None)
 
-    def charges(self, gateway: str, seen: int) -> tuple[int, tuple[Charge, ...]]:
-        """What was charged to a gateway's requests after the charge with the number ``seen``, and the last one's
-        number. They are kept until the gateway says that it has seen them, since an answer may be lost."""
-        known = self._gateways.get(gateway)
-        if known is None:
-            return seen, ()
-        if seen > known.charged:  # the gateway was forgotten meanwhile
-            known.charged = seen + len(known.charges)
-        while len(known.charges) > known.charged - seen:
-            known.charges.popleft()
-        return known.charged, tuple(known.charges)
-
     def draw(self) -> Drawn:
         """Everything that is settled and not drawn yet."""
-        reports: dict[str, int] = {}
-        for name, gateway in self._gateways.items():
-            while gateway.reports and gateway.reports[0].open == 0:
-                reports[name] = gateway.reports.popleft().number
         drawn = Drawn(
             settled=tuple(self.settled),
             transfers=tuple(self._transfers),
             bookings=tuple(self._bookings),
             coefficients={key: self.models[key].state() for key in sorted(self._learnt)},
-            reports=reports,
+            reports=self.gateways.settled(),
             windows=self._windows_settled,
         )
         self.settled, self._transfers, self._bookings = [], [], []
@@ -318,7 +251,8 @@ class Books:
         if window.state == "serving":
             unclaimed = engine.unclaimed.of(window, sum((part.work for part in parts), NO_WORK))
         found = split_window(window, parts, unclaimed, model)
-        settled = self._priced(engine, window, found)
+        rates = self.prices.rates(window.variant, window.ended_s)
+        settled = settled_by(window, found, rates, engine.carry)
         self.settled.append(settled)
         self._windows_settled[window.engine] = window.number
         if window.state == "serving" and (active_uj := window.measurement.active_uj) is not None:
@@ -358,59 +292,12 @@ class Books:
             self.models[key] = StepModel(self.priors.get(window.variant))
         return self.models[key]
 
-    def _priced(self, engine: _Engine, window: Window, found: WindowSplit) -> Settled:
-        """The window's money and carbon laid over its energy."""
-        priced = engine.carry.window(
-            self.prices.rates(window.variant, window.ended_s),
-            window.measurement.seconds,
-            found.energies_uj,
-            _time_weights(found),
-            (*found.keys, "unclaimed", "idle"),
-        )
-        unknown = (None,) * len(found.time_weights)
-        columns = (found.energies_uj or unknown, priced.costs_uusd or unknown, priced.carbons_ug or unknown)
-        *usages, unclaimed, idle = (
-            Amounts(energy_uj=energy, cost_uusd=cost, carbon_ug=carbon)
-            for energy, cost, carbon in zip(*columns, strict=True)
-        )
-        overhead: tuple[tuple[str, Kind, Amounts], ...] = (
-            (NOBODY, "unclaimed", unclaimed),
-            (NOBODY, "startup" if window.state == "starting" else "idle", idle),
-        )
-        active: Iterable[tuple[str, Kind, Amounts]] = (
-            (tenant, "active", usage) for tenant, usage in zip(found.tenants, usages, strict=True)
-        )
-        postings: dict[Account, Amounts] = {}
-        for tenant, kind, what in (*active, *overhead):
-            if kind != "unclaimed" or any((what.energy_uj, what.cost_uusd, what.carbon_ug)):
-                account = _account(window, tenant, kind)
-                postings[account] = postings.get(account, UNKNOWN) + what
-        idles = split_amounts(idle, found.weights[:-1])
-        return Settled(
-            window=window,
-            total=sum(postings.values(), UNKNOWN),
-            postings=tuple(Posting(account=account, amounts=what) for account, what in postings.items()),
-            shares=tuple(
-                Share(
-                    request_id=request_id,
-                    attempt=attempt,
-                    usage=usage,
-                    idle=idle_part,
-                    variance_uj2=variance,
-                    method=window.measurement.method,
-                )
-                for (request_id, attempt), usage, idle_part, variance in zip(
-                    found.keys, usages, idles, found.variances, strict=True
-                )
-            ),
-        )
-
     def _charge(self, held: _Held, share: Share, window: Window, now_s: float) -> None:
         one = held.slice
         attempt = self._attempts.setdefault(held.key, _Attempt(now_s))
         attempt.charged_s = now_s
         self._attempts.move_to_end(held.key)
-        account = _account(window, one.tenant, "active")
+        account = account_of(window, one.tenant, "active")
         attempt.parts.append(Moved(engine=window.engine, number=window.number, account=account, share=share))
         self._tell(held, share.usage, share.idle, share.variance_uj2, share.method, final=False)
 
@@ -445,26 +332,7 @@ class Books:
     def _tell(
         self, held: _Held, usage: Amounts, idle: Amounts, variance_uj2: float, method: str, *, final: bool
     ) -> None:
-        if (before := self._telling.get(held.key)) is not None:
-            _, charge = before
-            usage, idle, variance_uj2 = charge.usage + usage, charge.idle + idle, charge.variance_uj2 + variance_uj2
-            method, final = method or charge.method, final or charge.final
-        charge = Charge(
-            request_id=held.slice.request_id,
-            usage=usage,
-            idle=idle,
-            variance_uj2=variance_uj2,
-            method=method,
-            final=final,
-        )
-        self._telling[held.key] = held.gateway, charge
-
-    def _tell_gateways(self) -> None:
-        for name, charge in self._telling.values():
-            if (gateway := self._gateways.get(name)) is not None:
-                gateway.charged += 1
-                gateway.charges.append(charge)
-        self._telling.clear()
+        self.gateways.tell(held.gateway, held.key, usage, idle, variance_uj2, method, final)
 
     def _give_up(self, engine: _Engine, now_s: float) -> None:
         """No more windows come of this engine: what was not metered stays uncharged, and the books show it. Its number
@@ -483,13 +351,6 @@ def _drop(engine: _Engine, before_s: float, now_s: float) -> None:
             held.placed = 1.0
 
 
-def _time_weights(found: WindowSplit) -> tuple[float, ...]:
-    """Whose the engine's time was. Of unclaimed work alone nobody knows how long it was there: that goes by energy."""
-    if found.keys or not any(found.energies_uj or ()):
-        return found.time_weights
-    return tuple(map(float, found.energies_uj or ()))
-
-
 def _gap(latest: Window) -> Settled:
     """What the books have of an engine that ended without a last window."""
     note = "its windows end here without the last one: what it used after is not known"
@@ -504,12 +365,6 @@ def _gap(latest: Window) -> Settled:
         decode_tokens=None,
     )
     return Settled(window=window, total=UNKNOWN, postings=(), shares=())
-
-
-def _account(window: Window, tenant: str, kind: Kind) -> Account:
-    """A window belongs to the hour that it ended in."""
-    family, _, variant = window.variant.partition("@")
-    return Account(hour=int(window.ended_s // _HOUR_S), tenant=tenant, family=family, variant=variant, kind=kind)
 
 
 def _key(window: Window) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import pytest
 from economizer.energy.meter import Counter, CountingMeter, Meter, ReplayMeter, Used
 from economizer.energy.types import Window
-from economizer.engine import metering as engine_metering
 from economizer.engine.metering import Metering
 from economizer.engine.process import EngineProcess
 from economizer.engine.types import EngineSpec
@@ -75,9 +74,9 @@ class Bookkeeper:
         return sum(window.measurement.energy_uj or 0 for window in self.windows.values())
 
 
-def metered(meter: Meter, bookkeeper: Bookkeeper) -> Metering:
+def metered(meter: Meter, bookkeeper: Bookkeeper, **waits: float) -> Metering:
     engine = EngineProcess(EngineSpec(command=("server",)), name="m@full", host="127.0.0.1")
-    return Metering(meter, engine, replica="r", variant="m@full", send=bookkeeper.take)
+    return Metering(meter, engine, replica="r", variant="m@full", send=bookkeeper.take, **waits)
 
 
 def counting(counter: Counter[int]) -> Meter:
@@ -101,12 +100,9 @@ async def test_the_meter_is_read_by_the_clock_while_the_bookkeeper_does_not_answ
     assert bookkeeper.energy_uj == (counter.read_times - 1) * 1_000_000
 
 
-async def test_a_call_that_is_not_answered_in_time_is_made_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(engine_metering, "_SEND_S", 0.05)
+async def test_a_call_that_is_not_answered_in_time_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
     bookkeeper = Bookkeeper(answers=False)
-    metering = metered(counting(Steps()), bookkeeper)
+    metering = metered(counting(Steps()), bookkeeper, send_s=0.05)
     metering.start(0.01)
     await until(lambda: len(bookkeeper.calls) == 3)
     assert [call[0] for call in bookkeeper.calls] == [0, 0, 0]

@@ -2,23 +2,23 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
 import pytest
 from aiohttp import web
+from economizer.admission.limits import Ask, Verdict
 from economizer.config import parse
 from economizer.energy.types import Work
-from economizer.gateway.delivery import Delivery
 from economizer.gateway.exchange import Exchange
 from economizer.gateway.fleet import Choice, ReplicaReport
-from economizer.gateway.relay import EngineAnswer
+from economizer.gateway.relay import EngineAnswer, Relay
 from economizer.gateway.reporting import Ledger
 from economizer.gateway.state import Gateway
 from economizer.ledger.bookkeeper import Reply, Seen
-from economizer.ledger.types import Report, Slice
+from economizer.ledger.types import Booking, Report, Slice
 from starlette.types import Receive, Scope, Send
 
 PROMPT = "x" * 799  # with the JSON around it, some 200 tokens
@@ -52,9 +52,11 @@ class Told:
 
     def __init__(self) -> None:
         self.slices: list[Slice] = []
+        self.bookings: list[Booking] = []
 
     async def report(self, report: Report, seen: Seen) -> Reply:
         self.slices += report.slices
+        self.bookings += report.bookings
         raise ConnectionError
 
 
@@ -160,15 +162,23 @@ async def test_an_engine_that_broke_off_after_it_got_the_request_is_told_to_have
     assert (status, attempts(slices)) == (503, [(0, True, True)])
 
 
-async def test_a_mistake_of_the_gateways_own_is_not_paid_for_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def mistaken(delivery: Delivery, answer: EngineAnswer) -> None:
+class MistakenRelay(Relay):
+    """It sends requests to engines, and then makes a mistake of its own."""
+
+    async def send(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, deadline_s: float | None = None
+    ) -> EngineAnswer:
+        answer = await super().send(url, body, headers, deadline_s=deadline_s)
+        answer.close()
         await asyncio.sleep(0.2)  # longer than a prompt takes where nothing is predicted
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Delivery, "pass_on", mistaken)
-    async with engine(well) as url:
-        status, slices = await told(url)
-    assert (status, attempts(slices)) == (500, [(0, True, True)])
+
+async def test_a_mistake_of_the_gateways_own_is_not_paid_for_by_the_caller() -> None:
+    async with engine(well) as url, gateway_over(url) as (gateway, ledger):
+        gateway.relay = MistakenRelay(connect_timeout_s=5.0, first_byte_timeout_s=5.0, idle_timeout_s=5.0)
+        status = await chat(gateway)
+    assert (status, attempts(ledger.slices)) == (500, [(0, True, True)])
 
 
 async def test_who_leaves_before_the_answer_pays_for_what_was_made_until_then() -> None:
@@ -202,3 +212,45 @@ async def test_what_is_predicted_to_be_cached_is_attended_to_and_not_computed() 
     whole, rest = works
     assert rest.prefill_tokens == pytest.approx(whole.prefill_tokens / 4)
     assert rest.prefill_context / rest.prefill_tokens == pytest.approx(whole.prefill_tokens * 1.75 / 2)
+
+
+async def test_a_request_that_is_held_out_reserves_what_the_full_model_takes_of_it() -> None:
+    def card(watts: float) -> dict[str, Any]:
+        return {
+            "engine": {"command": ["x"]},
+            "context_tokens_max": 4096,
+            "hardware": "cpu",
+            "quality": {"score": 1.0, "source": "made up"},
+            "speed": {"prefill_tokens_per_s": 1000, "decode_tokens_per_s": {1: 100}, "source": "made up"},
+            "power": {"active_w": watts, "source": "made up"},
+        }
+
+    args: dict[str, Any] = {
+        **ARGS,
+        "families": {"m": {"full": "full", "policy": "green", "variants": {"full": card(100.0), "less": card(10.0)}}},
+        "admission": {"anonymous": {"budgets": [{"per": "day", "joules": 1e9}]}},
+        "savings": {"share": 0.5},
+    }
+    reserved: dict[str, int] = {}
+
+    class Admitting(Told):
+        async def admit(self, ask: Ask) -> Verdict:
+            assert ask.predicted.uj is not None
+            reserved[ask.request_id] = ask.predicted.uj
+            return Verdict()
+
+    ledger = Admitting()
+    async with engine(well) as url:
+        replicas = Replicas()
+        replicas.ids = ["r0"]
+        gateway = Gateway.create(parse(args), replicas, cast(Ledger, ledger))
+        for variant in ("m@full", "m@less"):
+            gateway.changed(variant, [ReplicaReport(id="r0", state="ready", url=url, secret="s")])
+        assert {await chat(gateway) for _ in range(30)} == {200}
+        assert gateway.reporter is not None
+        gateway.reporter.start()
+        await gateway.reporter.stop()
+        await gateway.relay.close()
+    found = {(booking.arm, booking.variant): reserved[booking.request_id] for booking in ledger.bookings}
+    assert set(found) == {("full", "full"), ("routed", "less")}
+    assert found["full", "full"] > 5 * found["routed", "less"]

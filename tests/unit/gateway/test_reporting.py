@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from economizer.gateway import reporting
 from economizer.gateway.receipts import Receipt
 from economizer.gateway.reporting import Ledger, Reporter
 from economizer.gateway.work import AttemptWork
@@ -72,8 +71,8 @@ def nothing(what: object) -> None:
     """Nobody wants to know."""
 
 
-def reporter_over(line: Line, on_keys: Callable[[Any], None] = nothing) -> Reporter:
-    made = Reporter(cast(Ledger, line), period_s=0.005, on_keys=on_keys, on_prices=nothing, on_posted=nothing)
+def reporter_over(line: Line, on_keys: Callable[[Any], None] = nothing, **bounds: int) -> Reporter:
+    made = Reporter(cast(Ledger, line), period_s=0.005, on_keys=on_keys, on_prices=nothing, on_posted=nothing, **bounds)
     made.start()
     return made
 
@@ -86,10 +85,9 @@ def ended(number: int) -> Receipt:
 
 
 async def test_as_long_as_the_ledger_is_away_reports_that_say_nothing_push_no_booking_out(
-    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    line: Line, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reporting, "_KEPT_MAX", 20)
-    reporter = reporter_over(line)
+    reporter = reporter_over(line, kept_max=20)
     await reporter.until_answered()
     line.cut = True
     for number in range(3):
@@ -105,10 +103,9 @@ async def test_as_long_as_the_ledger_is_away_reports_that_say_nothing_push_no_bo
 
 
 async def test_beyond_what_is_kept_the_oldest_bookings_are_dropped_and_it_is_said_how_many_the_books_will_miss(
-    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    line: Line, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reporting, "_KEPT_MAX", 20)
-    reporter = reporter_over(line)
+    reporter = reporter_over(line, kept_max=20)
     await reporter.until_answered()
     line.cut = True
     for number in range(15):
@@ -139,8 +136,6 @@ async def test_another_bookkeeper_is_told_again_what_was_not_on_disk(line: Line,
 
 class Broken(AttemptWork):
     """An attempt that there is a mistake in."""
-
-    __slots__ = ()
 
     def tell(self, now_s: float, epoch_s: float) -> list[Slice]:
         raise ZeroDivisionError

@@ -158,3 +158,12 @@ def test_only_the_first_end_counts() -> None:
 
 def test_without_a_prediction_something_is_told_all_the_same() -> None:
     assert not whole(attempt(ttft_s=None).tell(11.0, EPOCH_S)).none
+
+
+def test_what_is_over_before_it_is_told_of_is_told_in_one_slice_where_it_was_brief() -> None:
+    brief, longer = attempt(ttft_s=0.02), attempt(ttft_s=0.02)
+    brief.end(10.0625, Usage(prompt_tokens=100, output_tokens=7))
+    longer.end(10.125, Usage(prompt_tokens=100, output_tokens=7))
+    assert rounded(brief.tell(11.0, EPOCH_S)) == [(10.0, 10.0625, 100.0, 7.0, True)]
+    assert rounded(longer.tell(11.0, EPOCH_S)) == [(10.0, 10.02, 100.0, 0.0, False), (10.02, 10.125, 0.0, 7.0, True)]
+    assert whole(brief.tell(12.0, EPOCH_S)).none

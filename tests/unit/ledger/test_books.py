@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from economizer.energy.carbon import ConstantIntensity
 from economizer.energy.types import Measurement, Window, Work
-from economizer.ledger.books import LATE_S, Books, Drawn
+from economizer.ledger.books import Books, Drawn
+from economizer.ledger.gateways import LATE_S
 from economizer.ledger.prices import PriceList
 from economizer.ledger.types import GAPS_FROM, Amounts, Booking, Charge, Kind, Report, Slice
 from economizer.variants.types import Price
@@ -80,7 +81,7 @@ def posted(drawn: Drawn) -> dict[tuple[str, Kind], Amounts]:
 
 def charges_of(told: Books) -> tuple[Charge, ...]:
     """All that was ever charged to the requests of the gateway g, which has seen none of it."""
-    return told.charges("g", 0)[1]
+    return told.gateways.charges("g", 0)[1]
 
 
 PREFILL = Work(prefill_tokens=100.0, prefill_context=5000.0)
@@ -128,17 +129,17 @@ def test_a_gateway_that_is_late_is_not_waited_for() -> None:
     told.window(window(0), T0 + 1)
     told.settle(T0 + 1 + LATE_S)
     assert len(told.draw().settled) == 1
-    assert told.awaited(T0 + 1 + LATE_S) == []
+    assert told.gateways.awaited(T0 + 1 + LATE_S) == []
 
 
 def test_a_gateway_is_dead_after_a_minute_of_silence_and_not_after_a_stall() -> None:
     told = books()
     told.report(report(1, 0.5), T0 + 0.5)
-    assert told.gone(T0 + 50) == []
-    assert told.gone(T0 + 61) == ["g"]
-    assert told.gone(T0 + 62) == []
+    assert told.gateways.gone(T0 + 50) == []
+    assert told.gateways.gone(T0 + 61) == ["g"]
+    assert told.gateways.gone(T0 + 62) == []
     told.report(report(2, 63), T0 + 63)
-    assert told.gone(T0 + 64) == []
+    assert told.gateways.gone(T0 + 64) == []
 
 
 def test_work_that_is_told_late_is_charged_in_the_next_window() -> None:
@@ -453,11 +454,11 @@ def test_charges_are_told_again_until_the_gateway_says_that_it_has_them() -> Non
         told.report(report(number + 1, number + 1.0, *pieces), T0 + number + 1)
         told.window(window(number), T0 + number + 1)
         told.settle(T0 + number + 1)
-    number, charges = told.charges("g", 0)
+    number, charges = told.gateways.charges("g", 0)
     assert (number, [charge.final for charge in charges]) == (2, [False, True])
-    assert told.charges("g", 0) == (2, charges)
-    assert told.charges("g", 1) == (2, charges[1:])
-    assert told.charges("g", 2) == (2, ())
+    assert told.gateways.charges("g", 0) == (2, charges)
+    assert told.gateways.charges("g", 1) == (2, charges[1:])
+    assert told.gateways.charges("g", 2) == (2, ())
 
 
 def test_a_gateway_that_was_forgotten_gets_the_charges_since_it_is_back() -> None:
@@ -465,9 +466,9 @@ def test_a_gateway_that_was_forgotten_gets_the_charges_since_it_is_back() -> Non
     told.report(report(1, 1.0, piece("r", 0.0, 1.0, PREFILL)), T0 + 1)
     told.window(window(0), T0 + 1)
     told.settle(T0 + 1)
-    number, charges = told.charges("g", 500)
+    number, charges = told.gateways.charges("g", 500)
     assert (number, len(charges)) == (501, 1)
-    assert told.charges("g", 501) == (501, ())
+    assert told.gateways.charges("g", 501) == (501, ())
 
 
 def test_an_attempt_whose_gateway_died_is_forgotten_and_one_that_goes_on_is_not() -> None:
