@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -101,12 +102,13 @@ def running(folder: Path) -> Iterator[Stand]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports on loopback that nothing listens on, and that no connection gets before they are listened on."""
+    return random.sample([port for port in range(32_000, 32_768) if _is_free(port)], count)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _replica(application: str, deployment: str) -> str:

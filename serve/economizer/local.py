@@ -36,7 +36,8 @@ _DEPLOY_TRIES = 4
 _DEPLOY_PAUSE_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large goes through Ray's object store here
 _RAY_MEMORY_GIB = 1.5
-_INGRESS_PORTS = 100
+_BLOCK_PORTS = 100
+_BLOCKS = range(20_000, 32_000, _BLOCK_PORTS)
 _FOLDER = "/tmp"  # Unix sockets lie below it, whose paths may have 97 characters
 
 
@@ -44,53 +45,61 @@ class CannotStart(EconomizerError):
     """``economizer up`` cannot do its work; the message says what to do about it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Ports:
-    """Free ports for one Ray head, all of them on loopback where Ray lets them be."""
+    """A block of ports for one Ray head, from ``first`` on; all on loopback where Ray lets them be.
 
-    gcs: int
-    dashboard: int
-    client: int
-    haproxy_metrics: int
-    haproxy_stats: int
-    ingress_from: int
+    Serve gives gateway replicas ports from a range that is the same for every Ray on a machine, and lets two share one
+    (SO_REUSEPORT): two fleets would answer each other's requests. Some are bound only half a minute after they were
+    chosen, so none is among those that any connection may get meanwhile (from 32,768 on, as Linux has it), nor among
+    those of Ray's workers (10,002 to 19,999).
+    """
+
+    first: int
 
     @classmethod
     def free(cls) -> _Ports:
-        sockets = [socket.socket() for _ in range(5)]
-        try:
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            numbers = [one.getsockname()[1] for one in sockets]
-        finally:
-            for one in sockets:
-                one.close()
-        return cls(
-            gcs=numbers[0],
-            dashboard=numbers[1],
-            client=numbers[2],
-            haproxy_metrics=numbers[3],
-            haproxy_stats=numbers[4],
-            ingress_from=_free_block(),
-        )
+        """A block that nobody listens in."""
+        while True:
+            first = secrets.choice(_BLOCKS)
+            if all(_is_free(port) for port in range(first, first + _BLOCK_PORTS)):
+                return cls(first)
 
+    @property
+    def gcs(self) -> int:
+        return self.first
 
-def _free_block() -> int:
-    """The first of ``_INGRESS_PORTS`` ports that nobody listens on.
+    @property
+    def dashboard(self) -> int:
+        return self.first + 1
 
-    Serve gives gateway replicas ports from a range that is the same for every Ray on a machine, and lets two share one
-    (SO_REUSEPORT): two fleets would answer each other's requests.
-    """
-    while True:
-        first = secrets.choice(range(20_000, 30_000, _INGRESS_PORTS))
-        if all(_is_free(port) for port in range(first, first + _INGRESS_PORTS)):
-            return first
+    @property
+    def client(self) -> int:
+        return self.first + 2
+
+    @property
+    def haproxy_metrics(self) -> int:
+        return self.first + 3
+
+    @property
+    def haproxy_stats(self) -> int:
+        return self.first + 4
+
+    @property
+    def fallback(self) -> int:
+        """Where HAProxy sends requests while Serve builds a newly deployed application."""
+        return self.first + 5
+
+    @property
+    def ingress(self) -> range:
+        """Of gateway replicas: all that are left."""
+        return range(self.first + 6, self.first + _BLOCK_PORTS)
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
-            probe.bind(("0.0.0.0", port))  # where Serve will listen
+            probe.bind(("0.0.0.0", port))  # where Serve's will listen
         except OSError:
             return False
         return True
@@ -216,10 +225,9 @@ def _environment(folder: Path, ports: _Ports, token: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
-        # Where HAProxy sends requests while Serve builds a newly deployed application; two Rays would share it, too.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.ingress_from),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.ingress_from + 1),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.ingress_from + _INGRESS_PORTS - 1),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.ingress[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.ingress[-1]),
         # After a change of gateways, the old HAProxy process stays for the streams that it passes on.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_STREAM_MAX_S),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
