@@ -212,15 +212,15 @@ class Exchange:
     async def _body(self, bytes_max: int) -> bytes:
         declared = self._headers.get("content-length", "0")
         chunks: list[bytes] = []
-        size = int(declared) if declared.isdigit() else 0
+        size, more = int(declared) if declared.isdigit() else 0, True
         while size <= bytes_max:
+            if not more:
+                return b"".join(chunks)
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             chunks.append(message.get("body", b""))
-            if not message.get("more_body"):
-                return b"".join(chunks)
-            size = max(size, sum(map(len, chunks)))
+            size, more = max(size, sum(map(len, chunks))), message.get("more_body", False)
         raise BodyTooLarge(f"The body has {size} bytes or more: it must have {bytes_max} at most.", param="body")
 
     def _profile(self, wire: WireRequest, name: ModelName, party: Party) -> RequestProfile:

@@ -254,3 +254,25 @@ async def test_a_request_that_is_held_out_reserves_what_the_full_model_takes_of_
     found = {(booking.arm, booking.variant): reserved[booking.request_id] for booking in ledger.bookings}
     assert set(found) == {("full", "full"), ("routed", "less")}
     assert found["full", "full"] > 5 * found["routed", "less"]
+
+
+@pytest.mark.parametrize("pieces", [[200_001], [100_000, 100_001], [200_001, 0]])
+async def test_a_body_that_is_too_large_is_refused_also_where_that_shows_with_its_last_piece(pieces: list[int]) -> None:
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b" " * size, "more_body": at < len(pieces) - 1}
+        for at, size in enumerate(pieces)
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    args = {**ARGS, "gateway": {"body_bytes_max": 200_000}}
+    gateway = Gateway.create(parse(args), Replicas(), cast(Ledger, Told()))
+    scope: dict[str, Any] = {"type": "http", "path": "/v1/chat/completions", "headers": []}
+    await Exchange(gateway, "chat", scope, receive, send).run()
+    await gateway.relay.close()
+    assert sent[0]["status"] == 413
