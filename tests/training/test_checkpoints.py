@@ -80,6 +80,16 @@ def test_killed_workers_lose_the_steps_since_the_checkpoint_and_reach_the_same_l
     assert scores(second.run)[-1]["kl"] == pytest.approx(scores(undisturbed.run)[-1]["kl"], rel=1e-3)
 
 
+def test_a_checkpoint_of_a_pipeline_goes_on_as_one_process(folder: Path, undisturbed: Work) -> None:
+    """A stage has the head without the embeddings whose weights it shares, one process has both."""
+    first = work_of(folder, "of a pipeline", Mesh(pipeline=2))
+    tiny.run_and_kill(first, Mesh(pipeline=2), lambda: checkpoints.last(first.checkpoints) is not None)
+    second = work_of(folder, "of a pipeline", Mesh())
+    said = tiny.run(second, Mesh())
+    assert "Traceback" not in "".join(said), "\n".join(said)
+    assert losses(second) == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
 def test_the_last_checkpoints_stay_and_the_best_one(undisturbed: Work) -> None:
     kls = {score["step"]: score["kl"] for score in scores(undisturbed.run) if score["step"]}
     best = min(kls, key=lambda step: (kls[step], -step))

@@ -19,8 +19,8 @@ from economizer_compression import overlap
 from economizer_compression.manifests import damaged_files, read_manifest
 from economizer_compression.tether import descendants
 from economizer_training import checkpoints
+from economizer_training.fit_ray import reason
 from economizer_training.record import lines, scores
-from economizer_training.workers_ray import reason
 
 SUITE = """
 calibration:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from economizer_training.losses import (
     Loss,
+    bucketed_forward_kl,
     cross_entropy,
     forward_kl,
     generalised_jsd,
@@ -17,6 +18,7 @@ from economizer_training.losses import (
     sampled_forward_kl,
     token_losses,
 )
+from economizer_training.teachers import AllLogits
 
 P, Q = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5)
 DIVERGENCES = {
@@ -111,10 +113,10 @@ def test_cross_entropy_is_the_targets_negative_log_probability() -> None:
 
 def test_the_mix_weighs_cross_entropy_and_divergence() -> None:
     student, teacher, targets = random_logits(4, 6, seed=1), random_logits(4, 6, seed=2), torch.tensor([0, 1, 5, 2])
-    mixed = token_losses(Loss(cross_entropy=0.3, temperature=2.0), student, teacher, targets)
+    mixed = token_losses(Loss(cross_entropy=0.3, temperature=2.0), student, AllLogits(teacher), targets)
     expected = 0.7 * forward_kl(student, teacher, 2.0) + 0.3 * cross_entropy(student, targets)
     torch.testing.assert_close(mixed, expected)
-    alone = token_losses(Loss(cross_entropy=1.0), student, teacher, targets)
+    alone = token_losses(Loss(cross_entropy=1.0), student, AllLogits(teacher), targets)
     torch.testing.assert_close(alone, cross_entropy(student, targets))
 
 
@@ -159,6 +161,43 @@ def test_the_gradient_from_the_teachers_top_tokens_is_another_than_the_full_one(
         assert float((biased - full).abs().max()) > 0.03
 
 
+def test_the_rest_of_the_vocabulary_is_one_outcome_beside_the_teachers_top_tokens() -> None:
+    student = torch.stack([logits(Q, 3.0), logits(P)])
+    ids, p = torch.tensor([[0], [2]]), torch.tensor([[0.5], [0.25]], dtype=torch.float64)
+    found = bucketed_forward_kl(student, ids, p.log())
+    assert float(found[0]) == pytest.approx(kl((0.5, 0.5), (0.25, 0.75)), abs=1e-12)
+    assert float(found[1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_divergence_by_top_tokens_and_their_rest_is_at_most_the_full_one_and_nears_it() -> None:
+    student, teacher = random_logits(30, 9, seed=1), random_logits(30, 9, seed=2)
+    full, before = forward_kl(student, teacher), torch.zeros(30, dtype=torch.float64)
+    for count in (1, 3, 6, 8):
+        log_p, ids = teacher.log_softmax(-1).topk(count)
+        found = bucketed_forward_kl(student, ids, log_p)
+        assert bool((found >= before - 1e-12).all())
+        assert bool((found <= full + 1e-12).all())
+        before = found
+    torch.testing.assert_close(before, full)  # of 9 tokens 8 tell the ninth
+
+
+def test_its_gradient_is_the_numerical_one_and_none_where_the_student_agrees_on_the_top_tokens() -> None:
+    student, teacher = random_logits(3, 7, seed=1), random_logits(3, 7, seed=2)
+    log_p, ids = teacher.log_softmax(-1).topk(2)
+    torch.autograd.gradcheck(lambda x: bucketed_forward_kl(x, ids, log_p), [student.clone().requires_grad_()])
+    agreeing = teacher.log_softmax(-1)
+    assert float(gradient(lambda x: bucketed_forward_kl(x, ids, log_p).sum(), agreeing).abs().max()) < 1e-12
+    weights = log_p.exp()
+    alone = gradient(lambda x: sampled_forward_kl(x, ids, weights / weights.sum(-1, keepdim=True)).sum(), agreeing)
+    assert float(alone.abs().max()) > 0.1  # which would take from the rest what it should have
+
+
+def test_top_tokens_that_are_all_but_certain_have_a_finite_gradient() -> None:
+    student, log_p = torch.zeros(1, 5), torch.tensor([[0.0, -9999.0]])
+    found = gradient(lambda x: bucketed_forward_kl(x, torch.tensor([[1, 3]]), log_p).sum(), student)
+    torch.testing.assert_close(found, torch.tensor([[0.2, -0.8, 0.2, 0.2, 0.2]]))
+
+
 def test_draws_are_as_frequent_as_the_teacher_finds_them_probable() -> None:
     teacher = torch.stack([logits(P), logits(Q)]).float()
     ids, weights = sampled(teacher, 20_000, torch.Generator().manual_seed(0))
@@ -182,6 +221,8 @@ def test_bfloat16_logits_are_compared_in_single_precision() -> None:
         ({"beta": 1.0}, "beta is 1.0: must be between 0 and 1"),
         ({"cross_entropy": 1.5}, "cross_entropy is 1.5: must be between 0 and 1"),
         ({"hidden": -1.0}, "hidden is -1.0: must be 0 or more"),
+        ({"on_policy": 1.5}, "on_policy is 1.5: must be between 0 and 1"),
+        ({"on_policy": 0.5, "cross_entropy": 0.1}, "cross_entropy is 0.1: must be 0 where on_policy is not"),
     ],
 )
 def test_a_loss_that_makes_no_sense_cannot_be_built(wrong, told) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from economizer_training.batches import PADDING, counted, positions, read_batch, visible
+from economizer_training.batches import PADDING, counted, positions, read_batch, scored, visible
 from economizer_training.errors import TrainingError
 from economizer_training.shards import Index, Shards, vocabulary_sha256, write_index, write_shard
 from transformers import AutoModelForCausalLM
@@ -68,6 +69,27 @@ def test_rows_are_found_across_files_by_their_number(shards: Shards) -> None:
 def test_a_row_that_only_pads_a_batch_counts_nothing(shards: Shards) -> None:
     batch = read_batch(shards, "train", [3, PADDING], torch.device("cpu"))
     assert batch.counts.sum(1).tolist() == [3, 0]
+
+
+def test_rows_say_which_tokens_are_to_be_learnt_where_the_index_says_that_they_do(shards: Shards) -> None:
+    assert shards.counted("train", [0, 3]).all()
+    marks = np.array([[False, False, True, True, False, False]])
+    folder = shards.folder / "marked"
+    folder.mkdir()
+    shard = write_shard(folder / "train-00000.parquet", np.zeros((1, 6), np.int32), SEGMENTS, marks)
+    write_index(folder, replace(shards.index, counted="assistant", splits={"train": (shard,)}))
+    marked = Shards.open(folder)
+    assert marked.counted("train", [0]).tolist() == marks.tolist()
+    assert scored(marked, "train", [0]).tolist() == [[False, True, False, False, False, False]]
+    batch = read_batch(marked, "train", [0, PADDING], torch.device("cpu"))
+    assert batch.counts.sum(1).tolist() == [1, 0]
+
+
+def test_a_folder_of_an_older_release_counts_every_token(shards: Shards) -> None:
+    index = json.loads((shards.folder / "shards.json").read_text())
+    assert index.pop("counted") == "all"
+    (shards.folder / "shards.json").write_text(json.dumps(index))
+    assert Shards.open(shards.folder).counted("train", [4]).all()
 
 
 def test_a_file_that_was_changed_is_named(shards: Shards) -> None:

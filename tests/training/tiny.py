@@ -16,6 +16,7 @@ import torch.distributed as dist
 from economizer.energy.meter import EmptyMeter, Meter
 from economizer_training.distillation import Checkpoints, Distillation, Mesh, StudentSource
 from economizer_training.mesh import Workers
+from economizer_training.pacing import Clock, SystemClock
 from economizer_training.shards import Index, vocabulary_sha256, write_index, write_shard
 from economizer_training.train import Work, train
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -99,18 +100,27 @@ def no_meter() -> Meter:
     return EmptyMeter("a test")
 
 
-def run(work: Work, mesh: Mesh) -> list[str]:
+def run(
+    work: Work, mesh: Mesh, *, meter: Callable[[], Meter] = no_meter, clock: Callable[[], Clock] = SystemClock
+) -> list[str]:
     """Trains on forked workers; returns what they said, and what went wrong with each, in the order of their ranks."""
-    processes, told = _start(work, mesh)
+    processes, told = _start(work, mesh, meter, clock)
     ended = sorted(told.get() for _ in processes)
     for process in processes:
         process.join()
     return [line for _, lines in ended for line in lines]
 
 
-def run_and_kill(work: Work, mesh: Mesh, now: Callable[[], bool]) -> None:
+def run_and_kill(
+    work: Work,
+    mesh: Mesh,
+    now: Callable[[], bool],
+    *,
+    meter: Callable[[], Meter] = no_meter,
+    clock: Callable[[], Clock] = SystemClock,
+) -> None:
     """Trains until ``now`` says so, then kills one worker at once, and the others, which wait for it."""
-    processes, _ = _start(work, mesh)
+    processes, _ = _start(work, mesh, meter, clock)
     deadline_s = time.monotonic() + 120
     while not now():
         assert time.monotonic() < deadline_s, "it did not come so far"
@@ -121,21 +131,30 @@ def run_and_kill(work: Work, mesh: Mesh, now: Callable[[], bool]) -> None:
         process.join()
 
 
-def _start(work: Work, mesh: Mesh) -> tuple[list[Any], Any]:
+def _start(work: Work, mesh: Mesh, *made: Callable[[], Any]) -> tuple[list[Any], Any]:
     context = get_context("fork")
     told = context.SimpleQueue()
     store = work.run / f"store-{os.urandom(4).hex()}"
-    processes = [context.Process(target=_worker, args=(rank, work, mesh, store, told)) for rank in range(mesh.workers)]
+    given = (work, mesh, store, told, *made)
+    processes = [context.Process(target=_worker, args=(rank, *given)) for rank in range(mesh.workers)]
     for process in processes:
         process.start()
     return processes, told
 
 
-def _worker(rank: int, work: Work, mesh: Mesh, store: Path, told: Any) -> None:
+def _worker(
+    rank: int,
+    work: Work,
+    mesh: Mesh,
+    store: Path,
+    told: Any,
+    meter: Callable[[], Meter],
+    clock: Callable[[], Clock],
+) -> None:
     said: list[str] = []
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=mesh.workers)
-        train(work, Workers.join(mesh, torch.device("cpu")), no_meter(), said.append)
+        train(work, Workers.join(mesh, torch.device("cpu")), meter(), said.append, clock())
         dist.destroy_process_group()
     except Exception:  # noqa: BLE001  # told to the test, in whose process it is not
         said.append(traceback.format_exc())

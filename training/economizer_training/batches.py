@@ -21,9 +21,12 @@ PADDING = -1  # in place of a row's number: a row that counts nothing
 class Batch:
     """Rows on a device: [rows, length] each, but ``mask``, [rows, 1, length, length], true where attention may look.
 
-    ``counts`` is true where a position is scored: where the next token is of the same document.
+    ``counts`` is true where a position is scored (`scored` below). ``rows`` are the numbers that the rows have in the
+    split ``source``.
     """
 
+    source: Split
+    rows: tuple[int, ...]
     input_ids: Tensor
     position_ids: Tensor
     mask: Tensor
@@ -37,6 +40,8 @@ class Batch:
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
         return Batch(
+            source=self.source,
+            rows=self.rows[rows],
             input_ids=self.input_ids[rows],
             position_ids=self.position_ids[rows],
             mask=self.mask[rows],
@@ -51,15 +56,37 @@ class Batch:
 
 def read_batch(shards: Shards, split: Split, rows: Sequence[int], device: torch.device) -> Batch:
     """The rows' tensors; a row of ``PADDING`` has the first row's tokens and counts nothing."""
-    ids, segments = shards.read(split, [max(row, 0) for row in rows])
-    counts = counted(segments)
+    there = [max(row, 0) for row in rows]
+    ids, segments = shards.read(split, there)
+    counts = scored(shards, split, there)
     counts[[at for at, row in enumerate(rows) if row == PADDING]] = False
+    return batch_of(split, rows, ids, segments, counts, device)
+
+
+def batch_of(
+    split: Split,
+    rows: Sequence[int],
+    ids: NDArray[np.int32],
+    segments: NDArray[np.int16],
+    counts: NDArray[np.bool_],
+    device: torch.device,
+) -> Batch:
+    """The tensors of rows, [rows, length] each, of which the positions where ``counts`` is true are scored."""
     return Batch(
+        source=split,
+        rows=tuple(rows),
         input_ids=torch.from_numpy(ids).long().to(device),
         position_ids=torch.from_numpy(positions(segments)).to(device),
         mask=torch.from_numpy(visible(segments)).to(device),
         counts=torch.from_numpy(counts).to(device),
     )
+
+
+def scored(shards: Shards, split: Split, rows: Sequence[int]) -> NDArray[np.bool_]:
+    """Where a position is scored, [rows, length]: where its next token is of the same document, and one to learn."""
+    counts = counted(shards.read(split, rows)[1])
+    counts[:, :-1] &= shards.counted(split, rows)[:, 1:]
+    return counts
 
 
 def counted(segments: NDArray[np.int16]) -> NDArray[np.bool_]:

@@ -32,12 +32,12 @@ _LEARNT = StateDictOptions(ignore_frozen_params=True, strict=False, flatten_opti
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """What a checkpoint says of itself: steps done, and the held-out KL."""
+    """What a checkpoint says of itself: steps done, and the held-out KL, None where it was saved without a score."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's
 
     step: int
-    heldout_kl: float
+    heldout_kl: float | None
 
 
 def save(folder: Path, state: State, model: Any, optimizer: Any, *, keep_last: int) -> None:
@@ -86,7 +86,7 @@ def load(checkpoint: Path, model: Any, optimizer: Any) -> State:
 
 def load_weights(checkpoint: Path, model: Any) -> None:
     """Puts a checkpoint's weights into a whole model, in a process of its own without workers."""
-    parts = {"model": get_model_state_dict(model, options=_LEARNT)}
+    parts = {"model": _weights(model)}
     try:
         dcp.load(parts, checkpoint_id=checkpoint, no_dist=True)
     except (OSError, CheckpointException) as error:
@@ -102,15 +102,24 @@ def last(folder: Path) -> tuple[Path, State] | None:
 
 def best(folder: Path) -> tuple[Path, State] | None:
     """The whole checkpoint of the least held-out KL, the later of two."""
-    found = _whole(folder)
-    return min(found, key=lambda one: (one[1].heldout_kl, -one[1].step)) if found else None
+    scored = [(one[1].heldout_kl, -one[1].step, one) for one in _whole(folder) if one[1].heldout_kl is not None]
+    return min(scored)[2] if scored else None
 
 
 def _parts(model: Any, optimizer: Any) -> dict[str, Any]:
     return {
-        "model": get_model_state_dict(model, options=_LEARNT),
+        "model": _weights(model),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_LEARNT),
     }
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """The weights that learn, by the names that they have in one process."""
+    # torch leaves out a frozen weight by its first name alone: a head that shares the embeddings' would stay, which a
+    # pipeline's last stage has without the embeddings.
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = get_model_state_dict(model, options=_LEARNT)
+    return {name: weight for name, weight in found.items() if name in learns}
 
 
 def _whole(folder: Path) -> list[tuple[Path, State]]:

@@ -1,4 +1,4 @@
-"""The command line: ``economizer-train prepare | distill``."""
+"""The command line: ``economizer-train prepare | answers | distill | classify``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from economizer_training.errors import TrainingError
 # The libraries' own settings, unless the user's: no network, and no remarks between the lines of progress.
 _LIBRARIES = {
     "HF_HUB_OFFLINE": "1",
+    # Without a dashboard Ray Train says this every second; bars and torch's remarks say nothing between workers' lines.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller|Loading weights|get_main_device|UserWarning",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # which prints workers' lines twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -57,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", type=Path, required=True, help="the folder to make")
     data = os.environ.get("ECONOMIZER_DATA")
     prepare.add_argument("--data", type=Path, default=data, help="the folder that relative files are in")
+    command("answers", _answers, "have the teacher answer the text, for a run that reads its answers: distill's file")
     command("distill", _distill, "distil a student from its teacher; the same command goes on after a stop")
+    classify = command("classify", _classify, "train a text classifier the plain way and with our measures, compared")
+    classify.add_argument("--data", type=Path, default=data, help="the folder that relative files are in")
     return parser
 
 
@@ -74,6 +80,16 @@ def _prepare(options: argparse.Namespace) -> None:
     prepare(load_settings(options.config, Preparation), out=options.out, data=options.data, say=say)
 
 
+def _answers(options: argparse.Namespace) -> None:
+    from economizer_compression.progress import say
+
+    from economizer_training.distill import answer
+    from economizer_training.distillation import Distillation
+    from economizer_training.settings import load_settings
+
+    answer(load_settings(options.config, Distillation), say=say)
+
+
 def _distill(options: argparse.Namespace) -> None:
     from economizer_compression.progress import say
 
@@ -82,6 +98,16 @@ def _distill(options: argparse.Namespace) -> None:
     from economizer_training.settings import load_settings
 
     distill(load_settings(options.config, Distillation), say=say)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from economizer_compression.progress import say
+
+    from economizer_training.classify.compare import classify
+    from economizer_training.classify.report import markdown
+    from economizer_training.classify.settings import load_classification
+
+    print(markdown(classify(load_classification(options.config), data=options.data, say=say)), end="")
 
 
 if __name__ == "__main__":

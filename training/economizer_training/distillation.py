@@ -28,8 +28,10 @@ from economizer.variants.types import require
 from economizer_compression.family import located
 
 from economizer_training.losses import Loss
+from economizer_training.pacing import EarlyStopping, Pause
 
 _FORBID = {"extra": "forbid"}
+_HOW = ("mesh", "micro_batch", "recompute_activations", "checkpoints", "restarts", "gpu", "meter", "pause", "out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,42 @@ class StudentSource:
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "folder", "config") if getattr(self, name)]
         require(len(given) == 1, "student", given, "must have exactly one of steps, folder and config")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherLogits:
+    """Where the teacher's distributions come from.
+
+    ``in_process``: from a pass of the teacher beside each of the student's. ``stored``: ``samples`` draws for each
+    position, made once by such passes. ``http``: the ``top`` most probable tokens for each position, asked once of
+    ``model`` at ``url`` (an OpenAI API with vLLM's ``prompt_logprobs``), with the key in the environment variable
+    ``key_env`` if there is one, ``requests`` at a time.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    kind: Literal["in_process", "stored", "http"] = "in_process"
+    samples: int = 12
+    top: int = 20
+    url: str | None = None
+    model: str | None = None
+    key_env: str = "ECONOMIZER_API_KEY"
+    requests: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "top", "requests"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be 1 or more")
+        for name in ("url", "model"):
+            rule = "must be given for the kind http, and for no other"
+            require((self.kind == "http") == bool(getattr(self, name)), name, getattr(self, name), rule)
+        is_url = self.url is None or self.url.startswith(("http://", "https://"))
+        require(is_url, "url", self.url, "must begin with http:// or https://")
+
+    def identity(self) -> dict[str, Any] | None:
+        """What of it decides what comes out; None of what needs no such settings."""
+        if self.kind == "in_process":
+            return None
+        return {"kind": self.kind, "samples": self.samples, "top": self.top, "model": self.model}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +156,7 @@ class Distillation:
     out: str
 
     loss: Loss = field(default_factory=Loss)
+    teacher_logits: TeacherLogits = field(default_factory=TeacherLogits)
     steps: int
     batch: int = 4
     learning_rate: float = 1e-3
@@ -128,6 +167,7 @@ class Distillation:
     freeze: tuple[str, ...] = ("embed_tokens", "lm_head")
     precision: Literal["bf16", "fp32"] = "bf16"
     heldout_rows: int = 32
+    early_stopping: EarlyStopping | None = None
 
     mesh: Mesh = field(default_factory=Mesh)
     micro_batch: int = 4
@@ -136,6 +176,7 @@ class Distillation:
     restarts: int = 2
     gpu: bool = False
     meter: MeterSettings = field(default_factory=MeterSettings)
+    pause: Pause | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "micro_batch", "heldout_rows"):
@@ -149,6 +190,21 @@ class Distillation:
         require(self.batch % each == 0, "batch", self.batch, rule)
         rule = "must be 0 where mesh.pipeline is above 1: no worker has all hidden states"
         require(not (self.loss.hidden and self.mesh.pipeline > 1), "loss.hidden", self.loss.hidden, rule)
+        self._require_what_the_teacher_tells()
+        rule = "must be 0 where mesh.shard, tensor or pipeline is above 1: a worker samples from a whole model"
+        whole = self.mesh.workers == self.mesh.data
+        require(whole or not self.loss.on_policy, "loss.on_policy", self.loss.on_policy, rule)
+        rule = "must not be none where early_stopping is given: it goes by joules"
+        require(self.early_stopping is None or self.meter.kind != "none", "meter.kind", self.meter.kind, rule)
+
+    def _require_what_the_teacher_tells(self) -> None:
+        """A few tokens of each distribution are enough for one loss alone, and for text that is known before."""
+        kind = self.teacher_logits.kind
+        if kind == "in_process":
+            return
+        for name, only in (("divergence", "forward_kl"), ("temperature", 1.0), ("hidden", 0.0), ("on_policy", 0.0)):
+            rule = f"must be {only} where teacher_logits.kind is {kind}"
+            require(getattr(self.loss, name) == only, f"loss.{name}", getattr(self.loss, name), rule)
 
     @property
     def run(self) -> Path:
@@ -175,7 +231,8 @@ class Distillation:
 
     def identity(self) -> dict[str, Any]:
         """All that decides what comes out, without what only says how it is run: a run goes on only with the same."""
-        told = asdict(self)
-        for how in ("mesh", "micro_batch", "recompute_activations", "checkpoints", "restarts", "gpu", "meter", "out"):
-            del told[how]
+        told = {key: value for key, value in asdict(self).items() if key not in _HOW}
+        told["teacher_logits"] = self.teacher_logits.identity()
+        if not self.loss.on_policy:
+            del told["loss"]["on_policy"]  # as a release that did not have it told it
         return told

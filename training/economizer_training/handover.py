@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from economizer_training import checkpoints
 from economizer_training.errors import TrainingError
-from economizer_training.record import scores
+from economizer_training.record import lines, scores
 from economizer_training.shards import Shards
+from economizer_training.stored_answers import StoredAnswers
 from economizer_training.train import Work
 
 
@@ -67,7 +68,10 @@ def _making(work: Work, shards: Shards, state: checkpoints.State) -> Making:
     job = work.job
     before = read_manifest(work.student).making if (work.student / FILE_NAME).is_file() else None
     settings = {key: value for key, value in job.identity().items() if key not in ("family", "variant")}
-    parameters = {**settings, "mesh": asdict(job.mesh), **figures(scores(work.run), state)}
+    early = stopped_early(lines(work.run))
+    parameters = {**settings, "mesh": asdict(job.mesh), **figures(scores(work.run), state), "stopped_early": early}
+    if work.answers is not None:  # what they took is not in the run's own energy_j
+        parameters["teacher_answers_energy_j"] = StoredAnswers.open(work.answers).energy_j
     parameters = json.loads(json.dumps(parameters))  # as they are read again: lists, not tuples
     tokens = state.step * job.batch * shards.length
     return Making(
@@ -89,6 +93,12 @@ def _making(work: Work, shards: Shards, state: checkpoints.State) -> Making:
     )
 
 
+def stopped_early(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Where a run ended before its last step, and the gains in nats per kJ that ended it; ``found`` are its lines."""
+    last = found[-1]
+    return {key: last[key] for key in ("step", "kl_per_kj")} if last["kind"] == "stopped_early" else None
+
+
 def figures(found: Sequence[Mapping[str, Any]], state: checkpoints.State) -> dict[str, Any]:
     """What distilling came to and cost: held-out scores before and after, joules in all and per thousand tokens."""
     first, last = found[0], found[-1]
@@ -102,6 +112,8 @@ def figures(found: Sequence[Mapping[str, Any]], state: checkpoints.State) -> dic
         "seconds": last["seconds"],
         "energy_j": energy_j,
         "active_energy_j": last["active_j"],
+        "paused_seconds": last.get("paused_s", 0.0),
+        "paused_energy_j": last.get("paused_j", 0.0),
         "energy_j_per_1000_tokens": None if energy_j is None else round(1000 * energy_j / tokens, 3),
         "energy_method": last["energy_method"],
     }

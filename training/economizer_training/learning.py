@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from economizer_training.batches import Batch
 from economizer_training.distillation import Distillation
 from economizer_training.errors import TrainingError
-from economizer_training.losses import forward_kl, hidden_loss, token_losses
+from economizer_training.losses import hidden_loss, token_losses
 from economizer_training.mesh import Stage, Workers, accumulating, pipeline, refuse_shapes, spread
 from economizer_training.students import matched
+from economizer_training.teachers import Answered, Scored, Teachers, passed
 
 Tensor = Any
 
@@ -37,19 +38,19 @@ class Learner(Protocol):
         """(sum of KL(teacher || student), positions where both find the same token most probable), likewise."""
 
 
-def learner(job: Distillation, teacher: Any, student: Any, workers: Workers, length: int) -> Learner:
-    """The student's and the teacher's passes on the mesh; raises TrainingError for shapes that it does not divide."""
-    for name, model in (("student", student), ("teacher", teacher)):
-        refuse_shapes(job.mesh, name, model.config)
+def learner(job: Distillation, teachers: Teachers | None, student: Any, workers: Workers, length: int) -> Learner:
+    """The student's passes on the mesh; raises TrainingError for shapes that it does not divide."""
+    refuse_shapes(job.mesh, "student", student.config)
     tied = student.config.tie_word_embeddings and student.get_input_embeddings().weight.requires_grad
     if job.mesh.pipeline > 1 and tied:
         raise TrainingError("mesh.pipeline above 1 needs frozen embeddings where the head shares their weights")
     if job.recompute_activations:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     student.train()
-    if job.mesh.pipeline == 1:
-        return _Whole(job, teacher, student, workers)
-    return _Pipelined(job, teacher, student, workers, length)
+    if job.mesh.pipeline > 1:
+        return _Pipelined(job, teachers, student, workers, length)
+    assert teachers is not None
+    return _Whole(job, teachers, student, workers)
 
 
 def load_fp32(folder: Any, frozen: tuple[str, ...], device: torch.device) -> Any:
@@ -60,21 +61,14 @@ def load_fp32(folder: Any, frozen: tuple[str, ...], device: torch.device) -> Any
     return model
 
 
-def load_teacher(folder: Any, precision: str, device: torch.device) -> Any:
-    """A teacher that only answers."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval().requires_grad_(False)
-
-
 class _Whole:
     """All blocks are here, or parts of each."""
 
-    def __init__(self, job: Distillation, teacher: Any, student: Any, workers: Workers) -> None:
+    def __init__(self, job: Distillation, teachers: Teachers, student: Any, workers: Workers) -> None:
         self.module = student
-        self._job, self._workers = job, workers
+        self._job, self._teachers, self._workers = job, teachers, workers
         self._student = spread(student, workers)
-        self._teacher = spread(teacher, workers)
-        self._autocast = _autocast(job, workers)
+        self._autocast = autocast(job, workers)
 
     def learn(self, batch: Batch, counted: int) -> Tensor:
         losses = []
@@ -87,11 +81,10 @@ class _Whole:
 
     def _losses(self, micro: Batch) -> Tensor:
         loss = self._job.loss
-        with torch.no_grad():
-            taught = _answer(self._teacher, micro, hidden=loss.hidden > 0)
+        taught = self._teachers.learnt_from.answer(micro, hidden=loss.hidden > 0)
         with self._autocast():
-            answer = _answer(self._student, micro, hidden=loss.hidden > 0)
-        losses = token_losses(loss, answer.logits, taught.logits, micro.targets)
+            answer = passed(self._student, micro, hidden=loss.hidden > 0)
+        losses = token_losses(loss, answer.logits, taught, micro.targets)
         if loss.hidden > 0:
             losses = losses + loss.hidden * _hidden(answer.hidden_states, taught.hidden_states)
         return losses
@@ -101,18 +94,19 @@ class _Whole:
         scores = torch.zeros(2, device=self._workers.device)
         for micro in batch.split(self._job.micro_batch):
             with self._autocast():
-                logits = _answer(self._student, micro).logits
-            scores += _scores(logits, _answer(self._teacher, micro).logits, micro)
+                logits = passed(self._student, micro).logits
+            scores += _scores(logits, self._teachers.scored_by.answer(micro), micro)
         return scores * self._workers.speaks
 
 
 class _Pipelined:
     """Each worker has some of the student's blocks; the last also has the whole teacher."""
 
-    def __init__(self, job: Distillation, teacher: Any, student: Any, workers: Workers, length: int) -> None:
+    def __init__(
+        self, job: Distillation, teachers: Teachers | None, student: Any, workers: Workers, length: int
+    ) -> None:
         config = student.config
-        self._job, self._workers = job, workers
-        self._teacher = spread(teacher, workers) if workers.is_last_stage else None
+        self._job, self._teachers, self._workers = job, teachers, workers
         self.module = student
         rows = job.batch // job.mesh.batches
         self._schedule = pipeline(
@@ -124,14 +118,18 @@ class _Pipelined:
             micro=job.micro_batches,
             loss=self._loss,
         )
-        self._autocast = _autocast(job, workers)
-        self._taught: tuple[Batch, Tensor, int] | None = None
+        self._autocast = autocast(job, workers)
+        self._batch: tuple[Batch, int] | None = None
+        self._taught: Answered | None = None
+        self._examined: Scored | None = None
         self._sums = torch.zeros(rows, device=workers.device)
         self._scores = torch.zeros(2, device=workers.device)
 
     def learn(self, batch: Batch, counted: int) -> Tensor:
         self._sums.zero_()
-        target = self._teach(batch, counted)
+        if self._teachers is not None:
+            self._taught = self._teachers.learnt_from.answer(batch)
+        target = self._begun(batch, counted)
         with self._autocast():
             self._schedule.step(*self._received(batch), target=target, return_outputs=False, **_beside(batch))
         return self._sums * self._workers.speaks
@@ -139,28 +137,31 @@ class _Pipelined:
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         self._scores.zero_()
-        target = self._teach(batch, 1)
+        if self._teachers is not None:
+            self._examined = self._teachers.scored_by.answer(batch)
+        target = self._begun(batch, 1)
         with self._autocast():
             self._schedule.eval(*self._received(batch), target=target, **_beside(batch))
         return self._scores * self._workers.speaks
 
-    @torch.no_grad()
-    def _teach(self, batch: Batch, counted: int) -> Tensor | None:
-        """Asks the teacher where it is; what `_loss` needs is kept, and the schedule hands it rows' numbers."""
-        if self._teacher is None:
+    def _begun(self, batch: Batch, counted: int) -> Tensor | None:
+        """Keeps what `_loss` needs where that is called; the schedule hands it rows' numbers."""
+        if self._teachers is None:
             return None
-        self._taught = batch, _answer(self._teacher, batch).logits, counted
+        self._batch = batch, counted
         return torch.arange(len(batch.input_ids))
 
     def _loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        assert self._taught is not None
-        batch, taught, counted = self._taught
+        assert self._batch is not None
+        batch, counted = self._batch
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        micro, taught = batch.part(part), taught[part]
+        micro = batch.part(part)
         if not torch.is_grad_enabled():
-            self._scores += _scores(logits, taught, micro)
+            assert self._examined is not None
+            self._scores += _scores(logits, self._examined.part(part), micro)
             return self._scores[0]
-        sums = _sums(token_losses(self._job.loss, logits, taught, micro.targets), micro)
+        assert self._taught is not None
+        sums = _sums(token_losses(self._job.loss, logits, self._taught.part(part), micro.targets), micro)
         self._sums[part] = sums.detach()
         return sums.sum() * (self._job.mesh.batches / counted)
 
@@ -168,17 +169,14 @@ class _Pipelined:
         return (batch.input_ids,) if self._workers.stage == 0 else ()
 
 
-def _autocast(job: Distillation, workers: Workers) -> Callable[[], AbstractContextManager[Any]]:
+def autocast(job: Distillation, workers: Workers) -> Callable[[], AbstractContextManager[Any]]:
+    """In what a student's passes run."""
     enabled = job.precision == "bf16"
     return lambda: torch.autocast(workers.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _beside(batch: Batch) -> dict[str, Tensor]:
     return {"position_ids": batch.position_ids, "attention_mask": batch.mask}
-
-
-def _answer(model: Any, batch: Batch, *, hidden: bool = False) -> Any:
-    return model(input_ids=batch.input_ids, use_cache=False, output_hidden_states=hidden, **_beside(batch))
 
 
 def _sums(losses: Tensor, batch: Batch) -> Tensor:
@@ -192,7 +190,5 @@ def _hidden(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(each).mean(0)
 
 
-def _scores(student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-    same = student.argmax(-1) == teacher.argmax(-1)
-    kl = forward_kl(student, teacher)
-    return torch.stack([each[batch.counts].float().sum() for each in (kl, same)])
+def _scores(student: Tensor, taught: Scored, batch: Batch) -> Tensor:
+    return torch.stack([each[batch.counts].float().sum() for each in taught.compared(student)])

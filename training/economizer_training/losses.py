@@ -8,10 +8,13 @@ divergences are multiplied by T**2, so that gradients keep their size (Hinton et
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, Protocol
 
 import torch
 from economizer.variants.types import require
+
+from economizer_training.row_kl import ForwardKl
 
 Tensor = Any
 
@@ -22,7 +25,8 @@ _FORBID = {"extra": "forbid"}
 class Loss:
     """(1 - cross_entropy) * divergence + cross_entropy * CE of the text's next token + hidden * hidden states.
 
-    ``beta`` is generalised JSD's alone: near 0 it follows the forward, near 1 the reverse divergence.
+    ``beta`` is generalised JSD's alone: near 0 it follows the forward, near 1 the reverse divergence. ``on_policy`` is
+    the share of rows whose answers the student gives itself, to be taught on what it says (GKD, arXiv:2306.13649).
     """
 
     __pydantic_config__ = _FORBID
@@ -32,26 +36,37 @@ class Loss:
     beta: float = 0.5
     cross_entropy: float = 0.0
     hidden: float = 0.0
+    on_policy: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
         require(0 < self.beta < 1, "beta", self.beta, "must be between 0 and 1")
         require(0 <= self.cross_entropy <= 1, "cross_entropy", self.cross_entropy, "must be between 0 and 1")
         require(self.hidden >= 0, "hidden", self.hidden, "must be 0 or more")
+        require(0 <= self.on_policy <= 1, "on_policy", self.on_policy, "must be between 0 and 1")
+        rule = "must be 0 where on_policy is not: the student's own words are nothing to repeat"
+        require(not (self.on_policy and self.cross_entropy), "cross_entropy", self.cross_entropy, rule)
 
 
-def token_losses(loss: Loss, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+class Taught(Protocol):
+    """What is known of the teacher's distributions, [...] of them."""
+
+    def divergence(self, loss: Loss, student: Tensor) -> Tensor:
+        """How far the student's are from them, [...]; the student's logits are [..., vocabulary]."""
+
+
+def token_losses(loss: Loss, student: Tensor, taught: Taught, targets: Tensor) -> Tensor:
     """The loss of each position without its hidden part; ``targets`` are the text's next tokens, [...]."""
     total = torch.zeros((), device=student.device)
     if loss.cross_entropy < 1:
-        total = total + (1 - loss.cross_entropy) * divergence(loss, student, teacher)
+        total = total + (1 - loss.cross_entropy) * taught.divergence(loss, student)
     if loss.cross_entropy > 0:
         total = total + loss.cross_entropy * cross_entropy(student, targets)
     return total
 
 
 def divergence(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
-    """The divergence that ``loss`` names."""
+    """The divergence that ``loss`` names, of all logits."""
     if loss.divergence == "forward_kl":
         return forward_kl(student, teacher, loss.temperature)
     if loss.divergence == "reverse_kl":
@@ -61,7 +76,8 @@ def divergence(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(p || q): the student covers all that the teacher finds possible."""
-    return _kl(_log_p(teacher, temperature), _log_p(student, temperature)) * temperature**2
+    kl: Tensor = ForwardKl.apply(student, teacher, temperature)
+    return kl
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -106,6 +122,22 @@ def sampled_forward_kl(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     teacher's top k in their place it is not: the student then learns to give the rest nothing.
     """
     return -(weights * _log_p(student, 1.0).gather(-1, ids)).sum(-1)
+
+
+def bucketed_forward_kl(student: Tensor, ids: Tensor, log_p: Tensor) -> Tensor:
+    """KL(p || q) at temperature 1 of len(ids) + 1 outcomes: these tokens, and all the others as one.
+
+    ``ids`` and the teacher's ``log_p`` are [..., count], without repeats and fewer than the vocabulary. It is at most
+    the full divergence, and 0 where the student gives these tokens the same probabilities. How the rest is shared out
+    it does not teach, so that its gradient is not the full one's; but unlike the loss of these tokens alone it does not
+    teach the student to give the rest nothing.
+    """
+    student, log_p = _precise(student), _precise(log_p)
+    total = student.logsumexp(-1)
+    listed = _kl(log_p, student.gather(-1, ids) - total.unsqueeze(-1))
+    rest = (1 - log_p.exp().sum(-1)).clamp(min=0.0)  # below 0 by rounding alone
+    log_rest = student.scatter(-1, ids, -inf).logsumexp(-1) - total
+    return listed + torch.where(rest > 0, rest * (rest.log() - log_rest), 0.0)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

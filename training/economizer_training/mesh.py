@@ -116,7 +116,8 @@ def spread(model: Any, workers: Workers) -> Any:
                 fully_shard(block, mesh=over)
         return fully_shard(model, mesh=over)
     if mesh.data > 1 and learns:
-        return DistributedDataParallel(model, process_group=devices["data"].get_group())
+        group = devices["data"].get_group()
+        return DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
     return model
 
 

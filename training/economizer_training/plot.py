@@ -10,16 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from economizer_training.pacing import learning_j
+
 _LINE, _FAINT = "#0072b2", "#b0b0b0"
 
 
 def plot_run(scores: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Writes a PNG of the held-out scores, as `record.scores` gives them; joules that are unknown are left out."""
+    """Writes a PNG of the held-out scores, as `record.scores` gives them.
+
+    Joules of pauses are left out, and points whose joules are unknown.
+    """
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     by_tokens, by_joules = figure.subplots(1, 2, sharey=True)
     _draw(by_tokens, [(score["tokens"] / 1000, score["kl"]) for score in scores])
-    known = [(score["energy_j"] / 1000, score["kl"]) for score in scores if score["energy_j"] is not None]
+    spent = [(learning_j(score), score["kl"]) for score in scores]
+    known = [(joules / 1000, kl) for joules, kl in spent if joules is not None]
     _draw(by_joules, known)
     by_tokens.set_ylabel("held-out KL to the teacher, nats")
     by_tokens.set_xlabel("tokens learnt from, thousands")

@@ -22,13 +22,21 @@ _UJ_PER_J = 1_000_000
 class Cost:
     """Seconds on the clock, CPU seconds, and joules: all that the workers' cores or GPUs used, and without idle.
 
-    None is unknown, and stays so: a sum with an unknown part is unknown.
+    ``paused_s`` and ``paused_j`` are what of it passed while the workers waited for a cleaner grid. None is unknown,
+    and stays so: a sum with an unknown part is unknown.
     """
 
     seconds: float = 0.0
     cpu_s: float = 0.0
     energy_j: float | None = 0.0
     active_j: float | None = 0.0
+    paused_s: float = 0.0
+    paused_j: float | None = 0.0
+
+    @property
+    def in_pause(self) -> Cost:
+        """The same, all of it in a pause."""
+        return replace(self, paused_s=self.seconds, paused_j=self.energy_j)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -36,6 +44,8 @@ class Cost:
             cpu_s=self.cpu_s + other.cpu_s,
             energy_j=_sum(self.energy_j, other.energy_j),
             active_j=_sum(self.active_j, other.active_j),
+            paused_s=self.paused_s + other.paused_s,
+            paused_j=_sum(self.paused_j, other.paused_j),
         )
 
 
@@ -76,7 +86,7 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self._path = folder / METRICS
         known = [line for line in lines(folder) if "seconds" in line]
-        self.cost = Cost(**{name: known[-1][name] for name in asdict(Cost())}) if known else Cost()
+        self.cost = Cost(**{name: known[-1][name] for name in asdict(Cost()) if name in known[-1]}) if known else Cost()
 
     def add(self, cost: Cost) -> None:
         """Books what all workers used since the last time."""

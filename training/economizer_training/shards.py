@@ -10,7 +10,8 @@ A folder of them holds::
 
 A row is ``length`` tokens in two columns of fixed-size lists: ``input_ids`` (int32) and ``segment_ids`` (int16). Tokens
 of one document share a segment; segments of a row count from 1 and never decrease, but for 0 at its end, which is
-padding. Attention does not cross segments and positions begin at 0 in each, so both follow from ``segment_ids``.
+padding. Attention does not cross segments and positions begin at 0 in each, so both follow from ``segment_ids``. Where
+the index says ``counted: assistant``, a third column ``counted`` (bool) is true for tokens that a model is to learn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -58,13 +59,17 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """``shards.json``. ``vocabulary_sha256`` is that of the tokenizer (`vocabulary_sha256` below)."""
+    """``shards.json``. ``vocabulary_sha256`` is that of the tokenizer (`vocabulary_sha256` below).
+
+    ``counted`` is which tokens of chats a model is to learn; where it is not all, rows have a column that says so.
+    """
 
     __pydantic_config__ = _FORBID
 
     format: int = FORMAT
     length: int
     vocabulary_sha256: str
+    counted: Literal["all", "assistant"] = "all"
     splits: Mapping[Split, tuple[Shard, ...]]
 
     def __post_init__(self) -> None:
@@ -78,23 +83,33 @@ def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
     return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
 
-def write_shard(path: Path, input_ids: NDArray[np.int32], segment_ids: NDArray[np.int16]) -> Shard:
-    """Writes [rows, length] tokens with their segments to one compressed file; raises ValueError for other shapes."""
-    require(
-        input_ids.ndim == 2 and input_ids.shape == segment_ids.shape,
-        "segment_ids",
-        segment_ids.shape,
-        f"must have the shape of input_ids, which is {input_ids.shape} and must be [rows, length]",
-    )
-    length = input_ids.shape[1]
+def write_shard(
+    path: Path,
+    input_ids: NDArray[np.int32],
+    segment_ids: NDArray[np.int16],
+    counted: NDArray[np.bool_] | None = None,
+) -> Shard:
+    """Writes [rows, length] tokens with their segments to one compressed file; raises ValueError for other shapes.
+
+    ``counted`` is true for tokens to learn; it is written where it is given.
+    """
+    given: dict[str, NDArray[Any]] = {
+        "input_ids": input_ids.astype(np.int32),
+        "segment_ids": segment_ids.astype(np.int16),
+    }
+    if counted is not None:
+        given["counted"] = counted.astype(np.bool_)
+    rule = f"must have the shape of input_ids, which is {input_ids.shape} and must be [rows, length]"
+    for name, values in given.items():
+        require(values.ndim == 2 and values.shape == input_ids.shape, name, values.shape, rule)
     columns = {
-        name: pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values, kind).reshape(-1)), length)
-        for name, values, kind in (("input_ids", input_ids, np.int32), ("segment_ids", segment_ids, np.int16))
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), input_ids.shape[1])
+        for name, values in given.items()
     }
     pq.write_table(pa.table(columns), path, compression="zstd")
     return Shard(
         file=path.name,
-        sha256=_digest(path),
+        sha256=file_sha256(path),
         rows=len(input_ids),
         tokens=int(np.count_nonzero(segment_ids)),
     )
@@ -114,7 +129,8 @@ class Shards:
         self.folder = folder
         self.index = index
         self._ends = {split: list(accumulate(shard.rows for shard in files)) for split, files in index.splits.items()}
-        self._open: dict[Split, tuple[int, tuple[NDArray[np.int32], NDArray[np.int16]]]] = {}
+        self._columns = ["input_ids", "segment_ids", *(["counted"] if index.counted != "all" else [])]
+        self._open: dict[Split, tuple[int, dict[str, NDArray[Any]]]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
@@ -146,13 +162,18 @@ class Shards:
         """How many rows a split has."""
         return self._ends[split][-1] if self._ends.get(split) else 0
 
+    def files(self, split: Split) -> Iterator[tuple[Shard, range]]:
+        """Each file of a split with the numbers of its rows."""
+        for shard, end in zip(self.index.splits.get(split, ()), self._ends.get(split, ()), strict=True):
+            yield shard, range(end - shard.rows, end)
+
     def verify(self) -> None:
         """Reads every byte once; raises TrainingError for a shard that is missing or was changed."""
         for shard in (shard for files in self.index.splits.values() for shard in files):
             path = self.folder / shard.file
             if not path.is_file():
                 raise TrainingError(f"{path} is missing: prepare the data anew")
-            if _digest(path) != shard.sha256:
+            if file_sha256(path) != shard.sha256:
                 raise TrainingError(f"{path} has other content than {INDEX} says: prepare the data anew")
 
     def place(self, split: Split, row: int) -> str:
@@ -162,13 +183,20 @@ class Shards:
 
     def read(self, split: Split, rows: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
         """(input_ids, segment_ids) of the rows, each [len(rows), length]; raises TrainingError for a broken file."""
-        ids = np.empty((len(rows), self.length), dtype=np.int32)
-        segments = np.empty((len(rows), self.length), dtype=np.int16)
+        return self._read(split, rows, "input_ids", np.int32), self._read(split, rows, "segment_ids", np.int16)
+
+    def counted(self, split: Split, rows: Sequence[int]) -> NDArray[np.bool_]:
+        """Which tokens of the rows are to be learnt, [len(rows), length]: all, unless the index says otherwise."""
+        if "counted" in self._columns:
+            return self._read(split, rows, "counted", np.bool_)
+        return np.ones((len(rows), self.length), dtype=np.bool_)
+
+    def _read(self, split: Split, rows: Sequence[int], column: str, kind: type[Any]) -> NDArray[Any]:
+        found = np.empty((len(rows), self.length), dtype=kind)
         for at, row in enumerate(rows):
             number, within = self._located(split, row)
-            file_ids, file_segments = self._file(split, number)
-            ids[at], segments[at] = file_ids[within], file_segments[within]
-        return ids, segments
+            found[at] = self._file(split, number)[column][within]
+        return found
 
     def _located(self, split: Split, row: int) -> tuple[int, int]:
         """(the file's number, the row's place in it)."""
@@ -176,27 +204,27 @@ class Shards:
         number = bisect_right(ends, row)
         return number, row - (ends[number - 1] if number else 0)
 
-    def _file(self, split: Split, number: int) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
+    def _file(self, split: Split, number: int) -> dict[str, NDArray[Any]]:
         held = self._open.get(split)
         if held is None or held[0] != number:
             shard = self.index.splits[split][number]
             try:
-                table = pq.read_table(self.folder / shard.file, columns=["input_ids", "segment_ids"])
-                found = tuple(self._column(table, name) for name in ("input_ids", "segment_ids"))
+                table = pq.read_table(self.folder / shard.file, columns=self._columns)
+                found = {name: self._column(table, name) for name in self._columns}
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                 first = [*str(error).splitlines(), ""][0]
                 raise TrainingError(f"{self.folder / shard.file} cannot be read as packed rows: {first}") from None
-            if len(found[0]) != shard.rows:
-                message = f"has {len(found[0])} rows where {INDEX} says {shard.rows}"
-                raise TrainingError(f"{self.folder / shard.file} {message}")
-            held = self._open[split] = (number, (found[0], found[1]))
+            if (rows := len(found["input_ids"])) != shard.rows:
+                raise TrainingError(f"{self.folder / shard.file} has {rows} rows where {INDEX} says {shard.rows}")
+            held = self._open[split] = (number, found)
         return held[1]
 
     def _column(self, table: Any, name: str) -> Any:
         column = table.column(name).combine_chunks()
-        return column.flatten().to_numpy().reshape(-1, self.length)
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.length)
 
 
-def _digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,27 +13,39 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from economizer.energy.choose import meter_for
+from economizer.energy.choose import MeterSettings, meter_for
 from economizer.energy.cpu_time import CpuTime
 from economizer.energy.meter import Meter
 from economizer.energy.meter_nvml import visible_devices
+from transformers import AutoTokenizer
 
 from economizer_training import checkpoints
-from economizer_training.batches import PADDING, counted, read_batch
+from economizer_training.batches import PADDING, read_batch, scored
 from economizer_training.distillation import Distillation
 from economizer_training.errors import TrainingError
-from economizer_training.learning import Learner, learner, load_fp32, load_teacher
+from economizer_training.learning import Learner, autocast, learner, load_fp32
 from economizer_training.mesh import Workers, clip
-from economizer_training.record import Cost, Metered, Record
+from economizer_training.on_policy import OnPolicy, answer_opening, ends_of
+from economizer_training.pacing import LOOK_EVERY_S, Clock, Lookout, Sight, SystemClock, gains
+from economizer_training.record import Cost, Metered, Record, lines
 from economizer_training.shards import Shards
+from economizer_training.teachers import teachers_of
 
 _SAY_EVERY_S = 10.0
 
 Say = Callable[[str], None]
 
 
-class LossNotFinite(TrainingError):
-    """A loss, gradient or score was NaN or infinite, before anything was learnt from it; all workers raise it."""
+class Stopped(TrainingError):
+    """There is no going on, and would be none after a restart; all workers raise it."""
+
+
+class LossNotFinite(Stopped):
+    """A loss, gradient or score was NaN or infinite, before anything was learnt from it."""
+
+
+class EnergyUnknown(Stopped):
+    """A run that is to end by its joules has a worker whose joules are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,7 @@ class Work:
     student: Path
     data: Path
     run: Path
+    answers: Path | None = None  # of the teacher, where it does not teach in process
 
     @property
     def checkpoints(self) -> Path:
@@ -59,11 +72,11 @@ class OwnCpuTime(CpuTime):
         return time.process_time()
 
 
-def worker_meter(work: Work, device: torch.device, here: int) -> Meter:
+def worker_meter(settings: MeterSettings, device: torch.device, here: int) -> Meter:
     """The meter of this worker's own cores, of ``here`` workers on this machine, or of its GPU."""
     gpus = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return meter_for(
-        work.job.meter,
+        settings,
         gpus=gpus[:1] if device.type == "cuda" else (),
         cores=len(os.sched_getaffinity(0)) / here,
         idle_w=None,
@@ -71,37 +84,36 @@ def worker_meter(work: Work, device: torch.device, here: int) -> Meter:
     )
 
 
-def train(work: Work, workers: Workers, meter: Meter, say: Say) -> None:
-    """Goes on from the last checkpoint to the last step; what comes of it is the checkpoints and the metrics.
+def train(work: Work, workers: Workers, meter: Meter, say: Say, clock: Clock | None = None) -> None:
+    """Goes on from the last checkpoint to the last step, or to where the settings end it early.
 
-    Raises LossNotFinite in all workers, and TrainingError in the one that cannot go on.
+    What comes of it is the checkpoints and the metrics. ``clock`` is the one that pauses wait by. Raises Stopped in all
+    workers, and TrainingError in the one that cannot go on.
     """
     job, shards = work.job, Shards.open(work.data)
     student = load_fp32(work.student, job.freeze, workers.device)
-    teacher = load_teacher(work.teacher, job.precision, workers.device)
-    passes = learner(job, teacher, student, workers, shards.length)
+    passes = learner(job, teachers_of(job, work.teacher, work.answers, workers), student, workers, shards.length)
     learning = [parameter for parameter in passes.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning,
         lr=job.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=job.weight_decay,
-        foreach=job.mesh.tensor == 1,  # not for parameters of which some are on another mesh than the others
+        # All at once, but not for parameters of which some are on another mesh than the others.
+        foreach=job.mesh.tensor == 1 and workers.device.type != "cpu",
+        fused=job.mesh.tensor == 1 and workers.device.type == "cpu",  # there a quarter of foreach's time
     )
-    loop = _Loop(work, workers, shards, passes, learning, optimizer, Metered(meter, time.process_time), say)
-    found = checkpoints.last(work.checkpoints)
-    begin = 0
-    if found is not None:
-        begin = checkpoints.load(found[0], passes.module, optimizer).step
-        loop.say_first(f"going on after step {begin} of {job.steps}")
-    else:
-        loop.score(0)
-    for step in range(begin, job.steps):
+    metered = Metered(meter, time.process_time)
+    loop = _Loop(work, workers, shards, passes, learning, optimizer, metered, say, clock or SystemClock())
+    step = loop.begin()
+    ended = loop.ends_early(step)
+    while step < job.steps and not ended:
+        loop.pause(step)
         loop.step(step)
-        if (step + 1) % job.checkpoints.every_steps == 0 or step + 1 == job.steps:
-            state = checkpoints.State(step=step + 1, heldout_kl=loop.score(step + 1))
-            keep_last = job.checkpoints.keep_last
-            checkpoints.save(work.checkpoints, state, passes.module, optimizer, keep_last=keep_last)
+        step += 1
+        if step % job.checkpoints.every_steps == 0 or step == job.steps:
+            loop.save(step, loop.score(step))
+            ended = loop.ends_early(step)
 
 
 class _Loop:
@@ -115,31 +127,111 @@ class _Loop:
         optimizer: Any,
         metered: Metered,
         say: Say,
+        clock: Clock,
     ) -> None:
         self._work, self._job, self._workers, self._shards = work, work.job, workers, shards
         self._passes, self._learning, self._optimizer, self._metered = passes, learning, optimizer, metered
-        self._say = say
+        self._say, self._clock = say, clock
         self._record = Record(work.run) if workers.is_first else None
+        pause = work.job.pause
+        self._lookout = Lookout(pause.intensity(os.environ), clock) if pause and workers.is_first else None
+        self._on_policy = _on_policy(work, workers, shards, passes.module) if work.job.loss.on_policy else None
         self._tokens = shards.length * work.job.batch
         self._since = 0.0, 0
         self._said_s = -inf
+        self._saved = 0  # steps that the last checkpoint has behind it
+        self._sight = Sight(g_per_kwh=None)
 
-    def say_first(self, line: str) -> None:
-        """A line from one worker alone."""
-        if self._workers.is_first:
-            self._say(line)
+    def begin(self) -> int:
+        """Takes up the last checkpoint, or scores what has learnt nothing yet; returns how many steps are done."""
+        (), cost = self._totals([])
+        if self._record is not None:
+            self._record.add(cost)
+        if self._job.early_stopping is not None and cost.energy_j is None:
+            raise EnergyUnknown("early_stopping: joules are not known here: set meter, or leave early_stopping out")
+        found = checkpoints.last(self._work.checkpoints)
+        if found is None:
+            self.score(0)
+            return 0
+        self._saved = checkpoints.load(found[0], self._passes.module, self._optimizer).step
+        if self._record is not None:
+            self._record.write("reloaded", step=self._saved)
+            self._say(f"going on after step {self._saved} of {self._job.steps}")
+        return self._saved
+
+    def save(self, step: int, heldout_kl: float | None) -> None:
+        """A checkpoint; without a KL it is one to go on from, not one to hand over."""
+        state = checkpoints.State(step=step, heldout_kl=heldout_kl)
+        keep_last = self._job.checkpoints.keep_last
+        checkpoints.save(self._work.checkpoints, state, self._passes.module, self._optimizer, keep_last=keep_last)
+        self._saved = step
+
+    def ends_early(self, step: int) -> bool:
+        """Whether the last scores gained too little for their joules: the first worker's record decides for all."""
+        stopping = self._job.early_stopping
+        if stopping is None or step == self._job.steps:
+            return False
+        gained = stopping.too_little(gains(lines(self._work.run))) if self._record is not None else []
+        (ends,) = self._workers.total([len(gained)])
+        if self._record is not None and gained:
+            self._record.write("stopped_early", step=step, kl_per_kj=[round(gain, 6) for gain in gained])
+            told = ", ".join(f"{gain:.4g}" for gain in gained)
+            self._say(
+                f"stopped early after step {step} of {self._job.steps}: the last scores gained {told} nats per kJ, "
+                f"each under {stopping.kl_per_kj_min:g}"
+            )
+        return ends > 0
+
+    def pause(self, step: int) -> None:
+        """Waits while the first worker sees a grid that is too dirty; what was learnt is saved before."""
+        if self._job.pause is None or not self._workers.total([self._dirty()])[0]:
+            return
+        if step > self._saved:
+            self.save(step, None)
+        (), cost = self._totals([])
+        if self._record is not None:
+            self._record.add(cost)  # until here it learnt
+            self._record.write("paused", step=step, g_per_kwh=self._sight.g_per_kwh)
+            told = f"{self._sight.g_per_kwh:g} g/kWh, above {self._job.pause.carbon_g_per_kwh_max:g}"
+            self._say(f"paused after step {step}: the grid is at {told}")
+        dirty = 1.0
+        while dirty:
+            self._clock.sleep(LOOK_EVERY_S)
+            (dirty,), cost = self._totals([self._dirty()])
+            if self._record is not None:
+                self._record.add(cost.in_pause)
+                self._record.write("paused" if dirty else "resumed", step=step, g_per_kwh=self._sight.g_per_kwh)
+        if self._record is not None:
+            waited = self._record.cost
+            used = "energy unknown" if waited.paused_j is None else f"{waited.paused_j:.0f} J"
+            self._say(f"going on after step {step}: pauses took {waited.paused_s / 60:.1f} min and {used} so far")
+
+    def _dirty(self) -> float:
+        """1 where this worker sees a grid that is too dirty; only the first one looks at it."""
+        pause = self._job.pause
+        if self._lookout is None or pause is None:
+            return 0.0
+        before, self._sight = self._sight, self._lookout.look()
+        if self._sight.trouble not in (None, before.trouble):
+            self._say(self._sight.trouble)
+        return float(pause.is_above(self._sight.g_per_kwh))
 
     def step(self, step: int) -> None:
         """Learns from one batch. Raises LossNotFinite before it has any effect."""
         job, workers = self._job, self._workers
         rows = job.rows_of(step, self._shards.rows("train"))
-        scored = max(1, int(counted(self._shards.read("train", rows)[1]).sum()))
         mine = workers.mine(rows)
+        if self._on_policy is not None:
+            batch = self._on_policy.read(step, mine)
+            counts = max(1, round(workers.total([float(batch.counts.sum())])[0]))
+        else:
+            batch = read_batch(self._shards, "train", mine, workers.device)
+            counts = max(1, int(scored(self._shards, "train", rows).sum()))
         self._optimizer.zero_grad(set_to_none=True)
-        sums = self._passes.learn(read_batch(self._shards, "train", mine, workers.device), scored)
+        sums = self._passes.learn(batch, counts)
         norm = clip(self._learning, job.clip, workers)
         bad = [row for row, value in zip(mine, sums.tolist(), strict=True) if not isfinite(value)]
-        (loss, total_norm), cost = self._totals([float(sums.sum()) / scored, norm])
+        (loss, total_norm), cost = self._totals([float(sums.sum()) / counts, norm])
         if not (isfinite(loss) and isfinite(total_norm)):
             raise self._not_finite(step, rows, bad)
         rate = job.learning_rate_at(step)
@@ -169,7 +261,7 @@ class _Loop:
             mine = workers.mine(padded[start : start + job.batch])
             sums += self._passes.score(read_batch(self._shards, "heldout", mine, workers.device))
         (kl, same), cost = self._totals([float(value) for value in sums])
-        positions = int(counted(self._shards.read("heldout", range(count))[1]).sum())
+        positions = int(scored(self._shards, "heldout", range(count)).sum())
         kl, agreement = kl / positions, same / positions
         if not isfinite(kl):
             raise LossNotFinite(f"step {step}: the held-out KL is not finite: look at the teacher's weights")
@@ -227,6 +319,19 @@ class _Loop:
             f"step {step} of {self._job.steps}: loss {loss:.4f}, {self._tokens * steps / seconds:.0f} tokens/s, "
             f"{spent}, about {left_s / 60:.1f} min left"
         )
+
+
+def _on_policy(work: Work, workers: Workers, shards: Shards, student: Any) -> OnPolicy:
+    tokenizer = AutoTokenizer.from_pretrained(work.teacher)
+    return OnPolicy(
+        shards,
+        student,
+        share=work.job.loss.on_policy,
+        opening=answer_opening(tokenizer),
+        ends=ends_of(student, tokenizer),
+        device=workers.device,
+        within=autocast(work.job, workers),
+    )
 
 
 def to_stderr(line: str) -> None:

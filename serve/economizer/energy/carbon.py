@@ -136,6 +136,25 @@ def _intensity(text: str | None, where: str) -> float | None:
     return value
 
 
+class ProviderSettings(Protocol):
+    """A provider as configurations name it, see ``variants.price.CarbonProviderSettings``."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def zone(self) -> str: ...
+    @property
+    def header(self) -> str: ...
+    @property
+    def token_env(self) -> str | None: ...
+    @property
+    def value_path(self) -> str: ...
+    @property
+    def refresh_s(self) -> float: ...
+    @property
+    def stale_s(self) -> float: ...
+
+
 class ProviderIntensity:
     """What a web service says of now. A failure never raises: the last answer holds for ``stale_s``, then None.
 
@@ -166,6 +185,19 @@ class ProviderIntensity:
         self._asked_s = -inf
         self._wait_s = 0.0
         self._last: tuple[float, float] | None = None  # when, g/kWh
+
+    @classmethod
+    def of(cls, settings: ProviderSettings, environment: Mapping[str, str]) -> ProviderIntensity:
+        """A provider as it is set up; its token is in ``environment``."""
+        return cls(
+            url=settings.url,
+            zone=settings.zone,
+            header=settings.header,
+            token=environment.get(settings.token_env) if settings.token_env is not None else None,
+            value_path=settings.value_path,
+            refresh_s=settings.refresh_s,
+            stale_s=settings.stale_s,
+        )
 
     def at(self, wall_s: float) -> float | None:
         """The last answer, unless it came more than ``stale_s`` before or after."""

@@ -101,15 +101,7 @@ def _intensity(price: Price, environment: Mapping[str, str]) -> GridIntensity:
     provider = price.carbon_provider
     if provider is None:
         return ConstantIntensity(price.carbon_g_per_kwh)
-    return ProviderIntensity(
-        url=provider.url,
-        zone=provider.zone,
-        header=provider.header,
-        token=environment.get(provider.token_env) if provider.token_env is not None else None,
-        value_path=provider.value_path,
-        refresh_s=provider.refresh_s,
-        stale_s=provider.stale_s,
-    )
+    return ProviderIntensity.of(provider, environment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

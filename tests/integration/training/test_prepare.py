@@ -67,7 +67,8 @@ def test_every_stage_takes_what_the_one_before_it_left(card: dict[str, Any]) -> 
     names = [stage["name"] for stage in card["stages"]]
     assert names == [
         *("read", "clean", "filter", "mask", "decontaminate"),
-        *("exact duplicates", "near duplicates", "length outliers", "repeat rare slices", "tokenise"),
+        *("exact duplicates", "near duplicates", "length outliers", "perplexity outliers"),
+        *("repeat rare slices", "tokenise"),
     ]
     for before, after in zip(card["stages"], card["stages"][1:], strict=False):
         assert (before["examples_out"], before["bytes_out"]) == (after["examples_in"], after["bytes_in"])
@@ -100,6 +101,66 @@ def test_the_teacher_answers_what_nobody_has_answered(found: dict[str, Any]) -> 
     told = [text.partition("<|im_start|>assistant\n") for text in found["answers"]]
     assert len(told) == 4
     assert all("<|im_start|>user\nTwice" in prompt and answer.strip() for prompt, _, answer in told)
+
+
+@pytest.fixture(scope="module")
+def taught(found: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = found["taught"]
+    assert result["run"][0] == 0, result["run"][1]
+    return result
+
+
+@pytest.fixture(scope="module")
+def taught_card(taught: dict[str, Any], folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / "taught" / "data-card.json").read_text())
+    return told
+
+
+def test_what_the_teacher_finds_far_less_likely_than_its_kind_is_dropped_by_name(
+    taught: dict[str, Any], taught_card: dict[str, Any]
+) -> None:
+    assert dropped(taught_card, "perplexity outliers")["plain"] == 1
+    assert not any("zq xvk" in whole for _, whole, _ in taught["learnt"])
+    assert [span["name"] for span in taught_card["spans"]][2] == "ask how likely"
+
+
+def test_paraphrases_of_the_teachers_are_learnt_from_beside_their_sources(
+    taught: dict[str, Any], taught_card: dict[str, Any]
+) -> None:
+    counts = taught_card["paraphrased"]
+    kept, drawn = counts["kept"], sum(counts.values())
+    stage = next(stage for stage in taught_card["stages"] if stage["name"] == "paraphrase")
+    assert 0 < kept == stage["repeated"] == stage["examples_out"] - stage["examples_in"]
+    assert 0.25 < drawn / stage["examples_in"] < 0.75  # half of what is learnt from
+    assert len(taught["learnt"]) == stage["examples_out"]
+    sources = [whole for _, whole, _ in taught["learnt"] if whole.startswith("Every morning a farmer sells ")]
+    assert len(set(sources)) >= 23
+
+
+def test_of_a_chat_what_the_assistant_says_counts_and_of_a_document_everything(taught: dict[str, Any]) -> None:
+    for _, whole, counted in taught["learnt"]:
+        if "<|im_start|>" not in whole:
+            assert counted == whole
+    answers = {counted for _, whole, counted in taught["learnt"] if "What is 3 and one?" in whole}
+    assert answers == {"4.<|im_end|>"}
+    asked = [(whole, counted) for _, whole, counted in taught["learnt"] if "Twice" in whole]
+    assert len(asked) >= 4
+    assert all(counted and whole.endswith(f"<|im_start|>assistant\n{counted}") for whole, counted in asked)
+
+
+def test_each_turn_of_the_assistants_counts_with_what_ends_it(found: dict[str, Any]) -> None:
+    assert found["turns"]["said"] == "4.<|im_end|>5.<|im_end|>"
+
+
+def test_a_chat_whose_template_writes_turns_otherwise_once_others_follow_is_refused_by_name(
+    found: dict[str, Any],
+) -> None:
+    assert found["turns"]["cut"] == "template_mixes_turns"
+
+
+def test_what_the_teacher_said_once_it_is_not_asked_again_for_the_same_rows(taught: dict[str, Any]) -> None:
+    assert (taught["again"], taught["same"], taught["asked_again"]) == (0, True, False)
+    assert taught["asked"] >= 2  # its answers, and its paraphrases
 
 
 def test_nothing_is_learnt_from_that_is_held_out(found: dict[str, Any]) -> None:
@@ -142,7 +203,7 @@ def test_a_run_that_leaves_nothing_says_which_rules_did_it(found: dict[str, Any]
 
 
 def test_a_run_that_fails_leaves_no_folder_that_a_job_would_take(found: dict[str, Any]) -> None:
-    assert found["whole"] == ["again", "asked", "first"]
+    assert found["whole"] == ["again", "asked", "first", "taught", "taught-again"]
 
 
 def test_texts_that_are_nearly_the_same_are_told_from_those_that_only_begin_alike(found: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from economizer_training.cli import main
+from economizer_training.data.chat import NotRendered, chat_tokens
 from economizer_training.data.near import near_duplicates, signature
 from economizer_training.data.rules import RULES
 from economizer_training.shards import Shards
@@ -28,6 +29,16 @@ GERMAN = (
     "Wer ihn nicht hat, der heizt den Himmel und bezahlt dieses Tag um Tag mit einem hohen Preis an seinen Lieferanten."
 )
 MOJIBAKE = "The cafÃ© on the corner serves the crew of the boiler house. "
+
+
+NOISE = "zq xvk 9f wob kyr ;; jtt 00u plm vbx qqa rrt zzn mwk ytr 77e"
+
+
+def plain(number: int) -> str:
+    """A short document that no other one is like."""
+    fruit = ("apples", "pears", "plums", "cherries", "lemons", "grapes", "figs", "dates")[number % 8]
+    place = ("in the old market", "at the station", "behind the school")[number // 8]
+    return f"Every morning a farmer sells {number + 3} {fruit} {place}. People like them: they are fresh and cheap."
 
 
 def prose(number: int) -> str:
@@ -62,6 +73,7 @@ def write_files(folder: Path) -> None:
     _lines(folder / "chats.jsonl", [{"messages": chat} for chat in chats])
     sums = [{"question": f"Twice {n}?", "answer": f"{2 * n}", "kind": "rare"} for n in range(4)]
     _lines(folder / "sums.jsonl", sums)
+    _lines(folder / "plain.jsonl", [{"text": text} for text in (*map(plain, range(23)), NOISE)])
     (folder / "evaluation.txt").write_text(EVALUATED)
     (folder / "broken.txt").write_bytes(b"fine\nnot \xff fine\n")
 
@@ -112,11 +124,62 @@ def prepared(folder: Path, name: str, content: dict[str, Any]) -> tuple[int, str
 
 def segments(shards: Shards, tokenizer: Any) -> Iterator[tuple[str, str]]:
     """Every document of every row as text, with its split."""
+    return ((split, whole) for split, whole, _ in learnt(shards, tokenizer))
+
+
+def learnt(shards: Shards, tokenizer: Any) -> Iterator[tuple[str, str, str]]:
+    """Every document of every row: its split, its text, and the text of what counts."""
     for split in ("train", "heldout"):
-        ids, marks = shards.read(split, range(shards.rows(split)))
-        for row, mark in zip(ids, marks, strict=True):
+        rows = range(shards.rows(split))
+        for row, mark, counts in zip(*shards.read(split, rows), shards.counted(split, rows), strict=True):
             for number in range(1, int(mark.max()) + 1):
-                yield split, tokenizer.decode(row[mark == number])
+                here = mark == number
+                yield split, tokenizer.decode(row[here]), tokenizer.decode(row[here & counts])
+
+
+def turns(tokenizer: Any) -> dict[str, str]:
+    """What the assistant says in a chat of two turns, and why it cannot be told with a template that cuts the first."""
+    said = zip(("user", "assistant") * 2, ("3 and one?", "4.", "And one?", "5."), strict=True)
+    chat = [{"role": role, "content": content} for role, content in said]
+    ids, counted = chat_tokens(tokenizer, chat, "assistant")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content if loop.last else '-' }};{% endfor %}"
+    try:
+        chat_tokens(tokenizer, chat, "assistant")
+    except NotRendered as refused:
+        return {"said": tokenizer.decode(ids[counted]), "cut": str(refused)}
+    return {}
+
+
+def taught(folder: Path, tokenizer_folder: str, tokenizer: Any) -> dict[str, Any]:
+    """What comes of a preparation in which the teacher has a say in everything, and of the same once more."""
+    content = settings(
+        tokenizer_folder,
+        sources=[
+            {"name": "plain", "files": "plain.jsonl", "rules": False},
+            {"name": "chats", "files": "chats.jsonl", "messages": "messages"},
+            {"name": "asked", "files": "sums.jsonl", "templates": [{"user": "{question}"}]},
+        ],
+        cleaning={"perplexity_outliers": 3.5, "length_outliers": None},
+        deduplication={"near": None},
+        decontamination={},
+        sampling={},
+        answers={"tokens": 8},
+        paraphrases={"share": 0.5, "tokens": 48},
+        packing={"tokens": 128, "shards": 1, "held_out": 0.1, "counted": "assistant"},
+    )
+    code, said = prepared(folder, "taught", content)
+    answers = folder / "answers" / "train-00000"
+    asked = {path.name: path.read_bytes() for path in sorted(answers.glob("*.jsonl"))}
+    again = prepared(folder, "taught-again", content)[0]
+    shards = Shards.open(folder / "taught")
+    return {
+        "run": [code, said],
+        "again": again,
+        "same": shards.sha256 == Shards.open(folder / "taught-again").sha256,
+        "asked": len(asked),
+        "asked_again": asked != {path.name: path.read_bytes() for path in sorted(answers.glob("*.jsonl"))},
+        "learnt": list(learnt(shards, tokenizer)),
+    }
 
 
 def run(folder: Path, tokenizer_folder: str) -> dict[str, Any]:
@@ -147,11 +210,13 @@ def run(folder: Path, tokenizer_folder: str) -> dict[str, Any]:
         "broken": broken,
         "short": short,
         "asked": asked,
+        "taught": taught(folder, tokenizer_folder, tokenizer),
         "answers": [text for _, text in segments(Shards.open(folder / "asked"), tokenizer)],
         "same": shards.sha256 == Shards.open(folder / "again").sha256,
         "whole": sorted(path.parent.name for path in folder.glob("*/shards.json")),
         "files": sorted(path.name for path in (folder / "first").iterdir()),
         "segments": list(segments(shards, tokenizer)),
+        "turns": turns(AutoTokenizer.from_pretrained(tokenizer_folder)),
         "near": near_duplicates(sketches, 0.8),
         "none_near": near_duplicates([], 0.8),
         "ngrams": int(np.fromfile(folder / "first" / "calibration.ngrams", "<u8").size),

@@ -36,6 +36,7 @@ def card(*spans: Span) -> Card:
         stages=account.stages,
         masked={"email": 2},
         answered=1,
+        paraphrased={"kept": 2, "the same words": 1},
         splits={"train": Part(examples={"web|x": 2}, rows=2, tokens=1000, padding=24)},
         meter="replayed",
         spans=spans,
@@ -85,6 +86,7 @@ def test_the_card_for_readers_tells_counts_rules_and_joules() -> None:
     assert r"| train | web\|x | 2 |" in told
     assert "| write | 2 | 4 | 3 |" in told
     assert "1 of the chats end with an answer of the teacher's." in told
+    assert "Paraphrases of the teacher's: kept 2, the same words 1." in told
     assert "In all 4 J, 4 J a thousand tokens." in told
     assert told.endswith("\n")
 

@@ -1,13 +1,14 @@
 """What is decided with all examples in sight, and that only ids and the seed decide it."""
 
 from collections import Counter
+from statistics import median
 from typing import Any
 
 import pytest
 from economizer_training.data.chance import draw
 from economizer_training.data.choosing import Choice, Facts, choose
 from economizer_training.data.config import Preparation
-from economizer_training.data.outliers import length_bounds
+from economizer_training.data.outliers import bounds
 from economizer_training.data.sampling import copies, held_out, repeats
 from economizer_training.settings import parse_settings
 from hypothesis import given
@@ -25,9 +26,10 @@ def preparation(seed: int = 0, **changes: Any) -> Preparation:
     return parse_settings(content, Preparation, "here")
 
 
-def facts(number: int, *, slice_: str = "web", key: str = "", characters: int = 100) -> Facts:
+def facts(number: int, *, slice_: str = "web", key: str = "", characters: int = 100, nll: float | None = None) -> Facts:
     told = f"web:00000:{number:09d}"
-    return Facts(id=told, slice=slice_, characters=characters, size_bytes=characters, key=(key or told).encode())
+    key = key or told
+    return Facts(id=told, slice=slice_, characters=characters, size_bytes=characters, key=key.encode(), nll=nll)
 
 
 def taken(choice: Choice, split: str) -> Counter[str]:
@@ -122,17 +124,40 @@ def test_every_slice_of_two_or_more_has_something_held_out() -> None:
 
 def test_an_outlier_is_far_from_the_median_of_its_own_slice() -> None:
     usual = [100 + n for n in range(40)]
-    low, high = length_bounds([*usual, 5, 100_000], 3.5)
-    assert 5 < low < 100
-    assert 139 < high < 100_000
-    found = [facts(n, characters=length) for n, length in enumerate([*usual, 100_000])]
+    found = [facts(n, characters=length) for n, length in enumerate([*usual, 5, 100_000])]
     long = [facts(n, slice_="books", characters=100_000 + n) for n in range(100, 140)]
-    assert [e.characters for e in choose([*found, *long], preparation()).dropped["length outliers"]] == [100_000]
+    dropped = choose([*found, *long], preparation()).dropped["length outliers"]
+    assert [e.characters for e in dropped] == [5, 100_000]
 
 
-def test_few_lengths_or_equal_ones_have_no_outliers() -> None:
-    assert length_bounds([1] * 10 + [9999], 3.5) == (0, float("inf"))
-    assert length_bounds([7] * 90 + [9999] * 10, 3.5) == (0, float("inf"))
+def test_what_the_teacher_finds_far_less_or_far_more_likely_than_its_kind_is_dropped_where_that_is_asked() -> None:
+    nll = [3 + n / 100 for n in range(40)]
+    found = [facts(n, nll=value) for n, value in enumerate([*nll, 0.1, 9.0])]
+    poems = [facts(n, slice_="poems", nll=9 + n / 100) for n in range(100, 140)]
+    unscored = facts(200)
+    chosen = choose([*found, *poems, unscored], preparation(cleaning={"perplexity_outliers": 3.5}))
+    assert [e.nll for e in chosen.dropped["perplexity outliers"]] == [0.1, 9.0]
+    assert unscored.id in chosen.places
+    assert choose([*found, *poems], preparation()).dropped["perplexity outliers"] == []
+
+
+def test_what_another_stage_drops_has_no_say_in_which_likelihoods_are_outliers() -> None:
+    copies = [facts(n, key="same", nll=1.0) for n in range(100, 200)]
+    usual = [facts(n, nll=3 + n / 100) for n in range(40)]
+    chosen = choose([*copies, *usual], preparation(cleaning={"perplexity_outliers": 3.5}))
+    assert len(chosen.dropped["exact duplicates"]) == 99
+    assert [e.nll for e in chosen.dropped["perplexity outliers"]] == [1.0]
+
+
+def test_few_values_or_equal_ones_have_no_outliers() -> None:
+    assert bounds([1] * 10 + [9999], 3.5) == (-float("inf"), float("inf"))
+    assert bounds([7] * 90 + [9999] * 10, 3.5) == (-float("inf"), float("inf"))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=20), st.floats(0.1, 9))
+def test_the_median_is_never_an_outlier(values: list[float], z_max: float) -> None:
+    low, high = bounds(values, z_max)
+    assert low <= median(values) <= high
 
 
 @given(st.integers(), st.text())

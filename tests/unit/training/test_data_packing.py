@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from economizer_training.data.chat import Tokens
 from economizer_training.data.packing import best_fit, pack
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +14,11 @@ PAD = 99
 lengths = st.lists(st.integers(1, 40), max_size=30)
 
 
-def examples(sizes: list[int]) -> list[NDArray[np.int32]]:
-    """Examples of those sizes in which no token comes twice."""
+def examples(sizes: list[int]) -> list[Tokens]:
+    """Examples of those sizes in which no token comes twice and the even ones count."""
     ends = np.cumsum([0, *sizes])
-    return [np.arange(start, end, dtype=np.int32) + 1000 for start, end in pairwise(ends)]
+    ids = [np.arange(start, end, dtype=np.int32) + 1000 for start, end in pairwise(ends)]
+    return [Tokens(each, each % 2 == 0) for each in ids]
 
 
 def segments(ids: NDArray[np.int32], marks: NDArray[np.int16]) -> list[list[int]]:
@@ -24,7 +26,7 @@ def segments(ids: NDArray[np.int32], marks: NDArray[np.int16]) -> list[list[int]
 
 
 def test_short_examples_share_a_row_and_long_ones_are_cut_into_whole_rows() -> None:
-    ids, marks = pack(examples([3, 10, 1]), length=4, pad=PAD, seed=0)
+    ids, marks, _ = pack(examples([3, 10, 1]), length=4, pad=PAD, seed=0)
     assert sorted(segments(ids, marks)) == [
         [1000, 1001, 1002],
         [1003, 1004, 1005, 1006],
@@ -39,10 +41,11 @@ def test_short_examples_share_a_row_and_long_ones_are_cut_into_whole_rows() -> N
 def test_every_token_is_in_one_segment_in_its_order_and_the_rest_is_padding(
     sizes: list[int], length: int, seed: int
 ) -> None:
-    ids, marks = pack(examples(sizes), length=length, pad=PAD, seed=seed)
+    ids, marks, counted = pack(examples(sizes), length=length, pad=PAD, seed=seed)
     assert sorted(token for found in segments(ids, marks) for token in found) == list(range(1000, 1000 + sum(sizes)))
     assert all(found == list(range(found[0], found[0] + len(found))) for found in segments(ids, marks))
     assert (ids[marks == 0] == PAD).all()
+    assert (counted == ((marks > 0) & (ids % 2 == 0))).all()
     for mark in marks:
         steps = np.diff(mark[mark > 0])
         assert set(steps.tolist()) <= {0, 1}
@@ -51,7 +54,7 @@ def test_every_token_is_in_one_segment_in_its_order_and_the_rest_is_padding(
 
 @given(lengths)
 def test_no_two_rows_would_fit_into_one(sizes: list[int]) -> None:
-    _, marks = pack(examples(sizes), length=16, pad=PAD, seed=0)
+    _, marks, _ = pack(examples(sizes), length=16, pad=PAD, seed=0)
     used = sorted(int((mark > 0).sum()) for mark in marks)
     assert len(used) < 2 or used[0] + used[1] > 16
 
@@ -65,8 +68,8 @@ def test_the_seed_decides_the_order_of_rows() -> None:
 
 
 def test_nothing_makes_no_rows() -> None:
-    ids, marks = pack([], length=8, pad=PAD, seed=0)
-    assert ids.shape == marks.shape == (0, 8)
+    ids, marks, counted = pack([], length=8, pad=PAD, seed=0)
+    assert ids.shape == marks.shape == counted.shape == (0, 8)
 
 
 @pytest.mark.parametrize(

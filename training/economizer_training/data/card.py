@@ -73,8 +73,8 @@ class Span:
 class Card:
     """All that is known of a prepared folder.
 
-    ``tokens`` is a row's length, ``answered`` how often the teacher was asked. ``settings`` are the
-    preparation's, every default written out.
+    ``tokens`` is a row's length, ``answered`` how often the teacher was asked, ``paraphrased`` how many paraphrases of
+    its were kept, and refused by which rule. ``settings`` are the preparation's, every default written out.
     """
 
     seed: int
@@ -84,6 +84,7 @@ class Card:
     stages: Sequence[Stage]
     masked: Mapping[str, int]
     answered: int
+    paraphrased: Mapping[str, int]
     splits: Mapping[str, Part]
     meter: str
     spans: Sequence[Span]
@@ -153,6 +154,9 @@ def _holds(card: Card) -> Iterator[str]:
     )
     if card.answered:
         yield from ("", f"{card.answered:,} of the chats end with an answer of the teacher's.")
+    if card.paraphrased:
+        told = ", ".join(f"{what} {count:,}" for what, count in card.paraphrased.items())
+        yield from ("", f"Paraphrases of the teacher's: {told}.")
 
 
 def _took(card: Card) -> Iterator[str]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import TYPE_CHECKING
 
 from economizer_training.data.chance import draw
 from economizer_training.data.config import Preparation
 from economizer_training.data.near import Signature, near_duplicates
-from economizer_training.data.outliers import length_bounds
+from economizer_training.data.outliers import bounds
 from economizer_training.data.sampling import copies, held_out, repeats
 
 if TYPE_CHECKING:
     from economizer_training.shards import Split
 
 # The stages of this module that drop examples, in their order, as the card names them.
-STAGES = ("exact duplicates", "near duplicates", "length outliers")
+STAGES = ("exact duplicates", "near duplicates", "length outliers", "perplexity outliers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is to be known of an example for that: no text. ``key`` is the same for texts of the same words."""
+    """What is to be known of an example for that: no text. ``key`` is the same for texts of the same words.
+
+    ``nll`` is the teacher's mean negative log-likelihood in nats a token; None where it was not asked.
+    """
 
     id: str
     slice: str
@@ -30,6 +34,7 @@ class Facts:
     size_bytes: int
     key: bytes
     signature: Signature | None = None
+    nll: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +60,7 @@ def choose(found: Sequence[Facts], preparation: Preparation) -> Choice:
     """The choice among examples in the order of their ids; where two are alike, the first of them stays."""
     left = sorted(found, key=lambda facts: facts.id)
     dropped: dict[str, list[Facts]] = {}
-    for stage, gone in zip(STAGES, (_exact, _near, _outliers), strict=True):
+    for stage, gone in zip(STAGES, (_exact, _near, _odd_lengths, _odd_likelihoods), strict=True):
         which = gone(left, preparation)
         dropped[stage] = [facts for facts in left if facts.id in which]
         left = [facts for facts in left if facts.id not in which]
@@ -78,15 +83,30 @@ def _near(found: Sequence[Facts], preparation: Preparation) -> set[str]:
     return {found[index].id for index in near_duplicates(signatures, similarity)}
 
 
-def _outliers(found: Sequence[Facts], preparation: Preparation) -> set[str]:
-    z_max = preparation.cleaning.length_outliers
+def _odd_lengths(found: Sequence[Facts], preparation: Preparation) -> set[str]:
+    lengths = {facts.id: log(facts.characters) for facts in found}
+    return _outliers(found, lengths, preparation.cleaning.length_outliers)
+
+
+def _odd_likelihoods(found: Sequence[Facts], preparation: Preparation) -> set[str]:
+    likelihoods = {facts.id: facts.nll for facts in found if facts.nll is not None}
+    return _outliers(found, likelihoods, preparation.cleaning.perplexity_outliers)
+
+
+def _outliers(found: Sequence[Facts], values: Mapping[str, float], z_max: float | None) -> set[str]:
+    """The ids of examples whose values are outliers in their slices; an example without a value is none."""
     if z_max is None:
         return set()
-    lengths: dict[str, list[int]] = defaultdict(list)
+    by_slice: dict[str, list[float]] = defaultdict(list)
     for facts in found:
-        lengths[facts.slice].append(facts.characters)
-    bounds = {name: length_bounds(values, z_max) for name, values in lengths.items()}
-    return {facts.id for facts in found if not bounds[facts.slice][0] <= facts.characters <= bounds[facts.slice][1]}
+        if facts.id in values:
+            by_slice[facts.slice].append(values[facts.id])
+    limits = {name: bounds(those, z_max) for name, those in by_slice.items()}
+    return {
+        facts.id
+        for facts in found
+        if facts.id in values and not limits[facts.slice][0] <= values[facts.id] <= limits[facts.slice][1]
+    }
 
 
 def _places(found: Sequence[Facts], preparation: Preparation) -> tuple[dict[str, list[Place]], dict[Split, int]]:

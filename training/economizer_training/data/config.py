@@ -130,6 +130,7 @@ class Cleaning:
     rules: Mapping[str, float | Literal[False]] = field(default_factory=dict)
     mask: tuple[Kind, ...] = ()
     length_outliers: float | None = 3.5
+    perplexity_outliers: float | None = None
 
     def __post_init__(self) -> None:
         known = {rule.name for rule in RULES}
@@ -143,8 +144,9 @@ class Cleaning:
         )
         share = self.language_probability_min
         require(0 <= share <= 1, "language_probability_min", share, "must be between 0 and 1")
-        z = self.length_outliers
-        require(z is None or z > 0, "length_outliers", z, "must be above 0")
+        for name in ("length_outliers", "perplexity_outliers"):
+            z = getattr(self, name)
+            require(z is None or z > 0, name, z, "must be above 0")
         require(len(set(self.mask)) == len(self.mask), "mask", self.mask, f"must name each of {KINDS} at most once")
 
 
@@ -212,14 +214,41 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Paraphrases:
+    """The teacher's paraphrases of the share ``share`` of what is learnt from, which are learnt from too.
+
+    Of a chat the user's last turn is put otherwise, of a document its beginning: as many whole paragraphs as are
+    ``tokens`` tokens at most, which a paraphrase may be, too. ``prompt`` asks for it, with the text for ``{text}``.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    share: float = 0.1
+    tokens: int = 256
+    prompt: str = (
+        "Rewrite the following text in other words. Keep its meaning and its length, and answer with the new text "
+        "alone.\n\n{text}"
+    )
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "share", self.share, "must be above 0 and at most 1")
+        require(self.tokens >= 16, "tokens", self.tokens, "must be 16 or more")
+        require("{text}" in self.prompt, "prompt", self.prompt, "must have {text} where the text goes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """Rows of ``tokens`` tokens in ``shards`` files; the share ``held_out`` of each slice goes to a file of its own."""
+    """Rows of ``tokens`` tokens in ``shards`` files; the share ``held_out`` of each slice goes to a file of its own.
+
+    ``counted`` says which tokens of chats count in a loss and a score: all, or the assistant's alone.
+    """
 
     __pydantic_config__ = _FORBID
 
     tokens: int = 512
     shards: int = 4
     held_out: float = 0.02
+    counted: Literal["all", "assistant"] = "all"
 
     def __post_init__(self) -> None:
         require(self.tokens >= 16, "tokens", self.tokens, "must be 16 or more")
@@ -231,7 +260,8 @@ class Packing:
 class Preparation:
     """A whole run: what is read, and what becomes of it; ``seed`` decides all that is drawn.
 
-    ``tokenizer`` is the teacher's folder, of which ``answers`` needs the weights, too; None drops what nobody answers.
+    ``tokenizer`` is the teacher's folder, of which ``answers``, ``paraphrases`` and ``cleaning.perplexity_outliers``
+    need the weights, too. Without ``answers`` what nobody answers is dropped.
     """
 
     __pydantic_config__ = _FORBID
@@ -244,6 +274,7 @@ class Preparation:
     decontamination: Decontamination = field(default_factory=Decontamination)
     sampling: Sampling = field(default_factory=Sampling)
     answers: Answers | None = None
+    paraphrases: Paraphrases | None = None
     packing: Packing = field(default_factory=Packing)
     meter: MeterSettings = field(default_factory=MeterSettings)
 

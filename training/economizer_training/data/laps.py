@@ -30,11 +30,17 @@ class Laps:
 
 @contextmanager
 def lapped(meter: Meter) -> Iterator[Laps]:
-    """Laps of a meter, which is read every second: nobody waits for Ray's workers, so that the CPU time of one that
-    ends is known no longer than its last reading.
+    """Laps of a meter that is watched."""
+    with watched(meter) as lock:
+        yield Laps(meter, lock)
+
+
+@contextmanager
+def watched(meter: Meter) -> Iterator[Lock]:
+    """Reads a meter every second: nobody waits for Ray's workers, so that the CPU time of one that ends is known no
+    longer than its last reading. Whoever else reads the meter holds the lock. Closes the meter.
     """
     lock, ended = Lock(), Event()
-    laps = Laps(meter, lock)
     meter.begin("watch")
 
     def watch() -> None:
@@ -45,7 +51,7 @@ def lapped(meter: Meter) -> Iterator[Laps]:
     thread = Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield laps
+        yield lock
     finally:
         ended.set()
         thread.join()

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from economizer_training.data.chat import Tokens
 
-def pack(
-    examples: Sequence[NDArray[np.int32]], *, length: int, pad: int, seed: int
-) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
-    """(input_ids, segment_ids), each [rows, length], with all examples, in an order that the seed decides.
+
+class Rows(NamedTuple):
+    """Packed rows, [rows, length] each: the tokens, their examples counted from 1 with 0 for padding, which count."""
+
+    input_ids: NDArray[np.int32]
+    segment_ids: NDArray[np.int16]
+    counted: NDArray[np.bool_]
+
+
+def pack(examples: Sequence[Tokens], *, length: int, pad: int, seed: int) -> Rows:
+    """Rows with all examples, in an order that the seed decides.
 
     An example that is longer than a row is cut into whole rows and a rest. What is left is placed by best fit, longest
-    first, so that none is cut to fill a gap (Ding et al., arXiv:2404.10830). Segments count from 1 in each row, 0 is
-    padding.
+    first, so that none is cut to fill a gap (Ding et al., arXiv:2404.10830). Padding does not count.
     """
-    pieces = [example[start : start + length] for example in examples for start in range(0, len(example), length)]
-    bins = best_fit([len(piece) for piece in pieces], length)
-    input_ids = np.full((len(bins), length), pad, np.int32)
-    segment_ids = np.zeros((len(bins), length), np.int16)
+    pieces = [
+        Tokens(example.ids[start : start + length], example.counted[start : start + length])
+        for example in examples
+        for start in range(0, len(example.ids), length)
+    ]
+    bins = best_fit([len(piece.ids) for piece in pieces], length)
+    shape = len(bins), length
+    rows = Rows(np.full(shape, pad, np.int32), np.zeros(shape, np.int16), np.zeros(shape, np.bool_))
     for row, chosen in enumerate(np.random.default_rng(seed).permutation(len(bins))):
         at = 0
         for segment, index in enumerate(bins[chosen], start=1):
-            here = slice(at, at + len(pieces[index]))
-            input_ids[row, here] = pieces[index]
-            segment_ids[row, here] = segment
+            here = slice(at, at + len(pieces[index].ids))
+            rows.input_ids[row, here], rows.counted[row, here] = pieces[index]
+            rows.segment_ids[row, here] = segment
             at = here.stop
-    return input_ids, segment_ids
+    return rows
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

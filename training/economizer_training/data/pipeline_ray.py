@@ -11,9 +11,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from economizer_compression.errors import CompressionError
 from economizer_compression.overlap import Hashes, ngrams
 from pydantic import TypeAdapter
 
-from economizer_training.data.chance import draw
-from economizer_training.data.chat import NotRendered, chat_tokens, document_tokens
+from economizer_training.data.chat import NotRendered, Tokens
 from economizer_training.data.choosing import Choice, Facts, Place, choose
 from economizer_training.data.config import Preparation
 from economizer_training.data.examples import Example
@@ -33,6 +32,7 @@ from economizer_training.data.judging import Judged, judge
 from economizer_training.data.near import signature, text_key
 from economizer_training.data.packing import pack
 from economizer_training.data.readers import read, strings
+from economizer_training.data.tokenising import COLUMNS, Row, padding, tokenised, whole_tokens
 from economizer_training.errors import TrainingError
 from economizer_training.shards import Shard, Split, write_shard
 
@@ -55,23 +55,16 @@ _JUDGED = pa.schema(
         "signature": pa.binary(),
     }
 )
-_TOKENS = pa.schema(
-    {
-        "file": pa.string(),
-        "rank": pa.int64(),
-        "slice": pa.string(),
-        "rule": pa.string(),  # empty where it was not dropped
-        "bytes": pa.int64(),
-        "ids": pa.binary(),
-        "asked": pa.string(),  # the messages that the teacher is to answer; empty where there are ids
-        "text": pa.string(),
-    }
-)
+_TOKENS = pa.schema({name: getattr(pa, kind)() for name, kind in COLUMNS.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """A shard, what its examples were by slice, and which were dropped by which rule; without any it has no file."""
+    """A shard, what its examples were by slice, and which were dropped by which rule; without any it has no file.
+
+    ``paraphrased`` is how many paraphrases are among the examples, and how many were refused by which rule;
+    ``paraphrased_bytes`` is theirs of ``size_bytes``.
+    """
 
     file: str
     split: Split
@@ -80,6 +73,8 @@ class Written:
     size_bytes: int
     dropped: Mapping[str, int]
     answered: int
+    paraphrased: Mapping[str, int]
+    paraphrased_bytes: int
 
 
 @contextmanager
@@ -209,6 +204,35 @@ def chosen(found: Sequence[Facts], preparation: Preparation) -> Choice:
     return choice
 
 
+def likelihoods(
+    found: ray.data.Dataset, ids: Iterable[str], preparation: Preparation, tokenizer: Path
+) -> dict[str, float]:
+    """The teacher's mean negative log-likelihood a token, in nats, of these examples' first rows of tokens.
+
+    Examples of one token have none, nor have chats that the template refuses.
+    """
+    scoring = partial(_score_batch, preparation, ray.put(frozenset(ids)), str(tokenizer))
+    scored = found.select_columns(["id", "example"]).map_batches(scoring, batch_size=_ROWS, batch_format="pyarrow")
+    return {row["id"]: row["nll"] for row in scored.iter_rows()}
+
+
+def _score_batch(preparation: Preparation, ids_ref: Any, tokenizer: str, batch: pa.Table) -> pa.Table:
+    from economizer_training.data.teacher import likelihood
+
+    wanted: frozenset[str] = ray.get(ids_ref)
+    scored: dict[str, list[Any]] = {"id": [], "nll": []}
+    for id_, told in zip(batch.column("id").to_pylist(), batch.column("example").to_pylist(), strict=True):
+        if id_ not in wanted:
+            continue
+        with suppress(NotRendered):
+            ids = whole_tokens(Example.from_json(told), preparation, tokenizer).ids[: preparation.packing.tokens]
+            if len(ids) > 1:
+                scored["id"].append(id_)
+                # One by one: in a batch the neighbours would have a say in bfloat16.
+                scored["nll"].append(likelihood(tokenizer, ids))
+    return pa.table(scored, schema=pa.schema({"id": pa.string(), "nll": pa.float64()}))
+
+
 def written(
     found: ray.data.Dataset, choice: Choice, preparation: Preparation, tokenizer: Path, folder: Path
 ) -> list[Written]:
@@ -227,58 +251,22 @@ def written(
 def _tokenise_batch(preparation: Preparation, places_ref: Any, tokenizer: str, batch: pa.Table) -> pa.Table:
     places: Mapping[str, Sequence[Place]] = ray.get(places_ref)
     rows = [
-        _tokenised(Example.from_json(told), place, preparation, tokenizer)
+        tokenised(Example.from_json(told), place, preparation, tokenizer)
         for id_, told in zip(batch.column("id").to_pylist(), batch.column("example").to_pylist(), strict=True)
         for place in places.get(id_, ())
     ]
     return pa.Table.from_pylist(rows, schema=_TOKENS)
 
 
-def _tokenised(example: Example, place: Place, preparation: Preparation, folder: str) -> dict[str, Any]:
-    tokenizer = _tokenizer(folder)
-    row = {
-        "file": f"{place.split}-{place.shard:05d}",
-        "rank": place.rank,
-        "slice": example.slice,
-        "rule": "",
-        "bytes": example.size_bytes,
-        "ids": b"",
-        "asked": "",
-        "text": example.text,
-    }
-    templates = next(source.templates for source in preparation.sources if source.name == example.source)
-    try:
-        if example.kind == "text":
-            ids = document_tokens(tokenizer, example.text)
-        else:
-            first = turn_of(example.id, preparation.seed, len(templates)) if templates else 0
-            chat = example.chat(templates, first + place.copy)
-            if preparation.answers is not None and chat[-1]["role"] == "user":
-                return {**row, "asked": json.dumps(chat)}
-            ids = chat_tokens(tokenizer, chat)
-    except NotRendered as refused:
-        return {**row, "rule": str(refused)}
-    return {**row, "ids": ids.tobytes()}
-
-
 def _write_group(preparation: Preparation, tokenizer: str, folder: str, group: pa.Table) -> pa.Table:
     rows = sorted(group.to_pylist(), key=lambda row: row["rank"])
-    asked = [row for row in rows if row["asked"]]
-    if asked and preparation.answers is not None:
-        cache = Path(folder).parent / "answers" / rows[0]["file"]
-        _answer(asked, Path(tokenizer), preparation.answers.tokens, cache)
-    kept = [row for row in rows if not row["rule"]]
     path = Path(folder) / rows[0]["file"]
     split: Split = "train" if path.name.startswith("train") else "heldout"
+    more, verdicts, answered = _taught(rows, preparation, tokenizer, path)
+    kept = [row for row in [*rows, *more] if not row["rule"]]
     shard = None
     if kept:
-        input_ids, segment_ids = pack(
-            [np.frombuffer(row["ids"], np.int32) for row in kept],
-            length=preparation.packing.tokens,
-            pad=_padding(_tokenizer(tokenizer)),
-            seed=preparation.seed + int(path.name.rpartition("-")[2]),
-        )
-        shard = write_shard(path.with_suffix(".parquet"), input_ids, segment_ids)
+        shard = _packed(kept, preparation, tokenizer, path)
         if split == "train" and preparation.decontamination.keep_ngrams:
             np.save(path.with_suffix(".npy"), ngrams(row["text"] for row in kept))
     told = Written(
@@ -288,64 +276,37 @@ def _write_group(preparation: Preparation, tokenizer: str, folder: str, group: p
         examples=_counted(row["slice"] for row in kept),
         size_bytes=sum(row["bytes"] for row in kept),
         dropped=_counted(row["rule"] for row in rows if row["rule"]),
-        answered=len(asked),
+        answered=answered,
+        paraphrased=dict(sorted(verdicts.items())),
+        paraphrased_bytes=sum(row["bytes"] for row in more),
     )
     return pa.table({"written": [json.dumps(asdict(told))]})
 
 
-def _answer(rows: Sequence[dict[str, Any]], folder: Path, tokens: int, cache: Path) -> None:
-    """Gives the rows the ids of their chats with the teacher's answers.
+def _taught(
+    rows: Sequence[Row], preparation: Preparation, tokenizer: str, path: Path
+) -> tuple[list[Row], Mapping[str, int], int]:
+    """Has a shard's chats answered; returns new rows, the paraphrases, how they fared, and how many were answered."""
+    if not any(row["asked"] or row["otherwise"] for row in rows):
+        return [], {}, 0
+    from economizer_training.data.teacher import add_answers, paraphrased
 
-    A shard's rows are always the same, so that they are answered in the same batches: in bfloat16 the neighbours in a
-    batch may decide between two tokens that are all but equally probable. A run that is killed finds them in ``cache``.
-    """
-    from economizer_compression.answers import answer
-    from economizer_compression.loading import load_model
-    from economizer_compression.model_folder import ModelFolder
+    cache = path.parent.parent / "answers" / path.name
+    answered = add_answers(rows, preparation, tokenizer, cache)
+    more, verdicts = paraphrased([row for row in rows if not row["rule"]], preparation, tokenizer, cache)
+    return more, verdicts, answered + add_answers(more, preparation, tokenizer, cache)
 
-    made = answer(
-        lambda: load_model(folder)[0],
-        _tokenizer(str(folder)),
-        [json.loads(row["asked"]) for row in rows],
-        tokens=tokens,
-        cache=cache,
-        key=ModelFolder.open(folder).origin().sha256,
+
+def _packed(rows: Sequence[Row], preparation: Preparation, tokenizer: str, path: Path) -> Shard:
+    packed = pack(
+        [Tokens(np.frombuffer(row["ids"], np.int32), np.frombuffer(row["counted"], np.bool_)) for row in rows],
+        length=preparation.packing.tokens,
+        pad=padding(tokenizer),
+        seed=preparation.seed + int(path.name.rpartition("-")[2]),
     )
-    for row, answered in zip(rows, made, strict=True):
-        ids = np.asarray([*answered.prompt_ids, *answered.answer_ids], np.int32)
-        row.update(ids=ids.tobytes(), text=answered.text, bytes=len(answered.text.encode()))
-
-
-def turn_of(id_: str, seed: int, count: int) -> int:
-    """Which template an example begins with; its copies go on from there."""
-    return int(draw(seed, "template", id_) * count)
+    counted = None if preparation.packing.counted == "all" else packed.counted
+    return write_shard(path.with_suffix(".parquet"), packed.input_ids, packed.segment_ids, counted)
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
-
-
-def _padding(tokenizer: Any) -> int:
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-
-
-@cache
-def _tokenizer(folder: str) -> Any:
-    return load_tokenizer(Path(folder))
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; raises TrainingError for one that has none or no end of text."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoTokenizer
-
-    if not folder.is_dir():
-        raise TrainingError(f"tokenizer: there is no folder {folder}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = [*str(error).strip().splitlines(), "no message"][0]
-        raise TrainingError(f"tokenizer: {folder} has none that can be read: {first}") from None
-    if tokenizer.eos_token_id is None:
-        raise TrainingError(f"tokenizer: {folder} has no end of text, by which documents are kept apart")
-    return tokenizer

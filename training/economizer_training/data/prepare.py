@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +22,20 @@ from economizer_training.data.account import Account, Tally
 from economizer_training.data.card import CARD, README, Card, Part, Read, Tokenizer, markdown
 from economizer_training.data.choosing import Choice, Facts
 from economizer_training.data.config import Preparation
-from economizer_training.data.laps import lapped
+from economizer_training.data.laps import Laps, lapped
+from economizer_training.data.paraphrasing import KEPT
 from economizer_training.data.pipeline_ray import (
     Written,
     chosen,
     evaluation_ngrams,
     facts,
     judged,
-    load_tokenizer,
+    likelihoods,
     on_ray,
     written,
 )
 from economizer_training.data.readers import urls
+from economizer_training.data.tokenising import load_tokenizer
 from economizer_training.errors import TrainingError
 from economizer_training.shards import Index, Shard, Split, vocabulary_sha256, write_index
 
@@ -58,14 +60,13 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
         examples = judged(preparation, files, seen)
         account, kept, masked, sources = _booked(examples, files, preparation)
         laps.lap("read and judge")
-        choice = chosen(kept, preparation)
+        choice = _chosen(examples, kept, preparation, folder, laps)
         _book_choice(account, kept, choice)
         if not choice.shards["train"]:
             raise TrainingError(f"nothing is left to learn from: {account.losses()}")
-        laps.lap("compare and choose")
         say(f"{account.stages[-1].examples_out} of {account.stages[0].examples_out} examples to write")
         shards = written(examples, choice, preparation, folder, partial)
-        _book_written(account, shards)
+        _book_written(account, shards, paraphrasing=preparation.paraphrases is not None)
         files_of = _files(shards)
         if "train" not in files_of:
             raise TrainingError(f"nothing is left to learn from: {account.losses()}")
@@ -79,6 +80,7 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
             stages=account.stages,
             masked=dict(sorted(masked.items())),
             answered=sum(shard.answered for shard in shards),
+            paraphrased=_summed(shard.paraphrased for shard in shards),
             splits=_parts(shards, preparation.packing.tokens),
             meter=described,
             spans=laps.spans,
@@ -86,8 +88,10 @@ def prepare(preparation: Preparation, *, out: Path, data: Path | None, say: Say)
         )
         (partial / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / README).write_text(markdown(card, out.name), encoding="utf-8")
-        write_index(partial, Index(length=card.tokens, vocabulary_sha256=vocabulary, splits=files_of))
-    say(f"{card.tokens_in_all:,} tokens in {out}; {README} there says what became of the text")
+        counted = preparation.packing.counted
+        write_index(partial, Index(length=card.tokens, vocabulary_sha256=vocabulary, counted=counted, splits=files_of))
+    took_s = sum(span.seconds for span in card.spans)
+    say(f"{card.tokens_in_all:,} tokens in {out} after {took_s:.0f} s; {README} there says what became of the text")
     return card
 
 
@@ -120,6 +124,20 @@ def _booked(
     return tally.account(), kept, masked, sources
 
 
+def _chosen(
+    examples: ray.data.Dataset, kept: Sequence[Facts], preparation: Preparation, folder: Path, laps: Laps
+) -> Choice:
+    """What is chosen of the examples; where likelihoods matter, the teacher says those of what is left without them."""
+    choice = chosen(kept, preparation)
+    laps.lap("compare and choose")
+    if preparation.cleaning.perplexity_outliers is not None:
+        nll = likelihoods(examples, choice.places, preparation, folder)
+        # Once more over all: that costs next to nothing beside the teacher.
+        choice = chosen([replace(known, nll=nll.get(known.id)) for known in kept], preparation)
+        laps.lap("ask how likely")
+    return choice
+
+
 def _book_choice(account: Account, kept: Sequence[Facts], choice: Choice) -> None:
     sizes = {known.id: known.size_bytes for known in kept}
     left = sum(sizes.values())
@@ -132,11 +150,19 @@ def _book_choice(account: Account, kept: Sequence[Facts], choice: Choice) -> Non
     account.add("repeat rare slices", bytes_out=size, repeated=copies - len(choice.places))
 
 
-def _book_written(account: Account, shards: Sequence[Written]) -> None:
-    dropped: Counter[str] = Counter()
-    for shard in shards:
-        dropped.update(shard.dropped)
-    account.add("tokenise", bytes_out=sum(shard.size_bytes for shard in shards), dropped=dropped)
+def _book_written(account: Account, shards: Sequence[Written], *, paraphrasing: bool) -> None:
+    size = sum(shard.size_bytes for shard in shards)
+    more = sum(shard.paraphrased_bytes for shard in shards)
+    account.add("tokenise", bytes_out=size - more, dropped=_summed(shard.dropped for shard in shards))
+    if paraphrasing:
+        account.add("paraphrase", bytes_out=size, repeated=sum(shard.paraphrased.get(KEPT, 0) for shard in shards))
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
 
 
 def _join_ngrams(folder: Path) -> None:
