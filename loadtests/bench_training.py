@@ -165,6 +165,7 @@ def job_of(options: argparse.Namespace, folder: Path, teacher: Path) -> Distilla
         micro_batch=options.micro_batch,
         precision=options.precision,
         heldout_rows=1,
+        compile=options.compile and "auto",
         mesh=Mesh(data=options.workers),
         checkpoints=Checkpoints(every_steps=1000),
     )
@@ -200,6 +201,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256, help="of a row, in tokens")
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--precision", choices=tuple(_TYPES), default="bf16")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="blocks as transformers has them")
     parser.add_argument("--profile", action="store_true", help="show where the first worker's time went")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

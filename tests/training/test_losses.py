@@ -49,7 +49,7 @@ def test_forward_kl_is_the_sum_of_p_log_p_over_q_whatever_is_added_to_all_logits
 
 def test_reverse_kl_is_forward_kl_with_the_two_exchanged() -> None:
     one, other = random_logits(4, 7, seed=1), random_logits(4, 7, seed=2)
-    torch.testing.assert_close(reverse_kl(one, other), forward_kl(other, one), rtol=0, atol=0)
+    torch.testing.assert_close(reverse_kl(one, other), forward_kl(other, one))
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])

@@ -31,7 +31,10 @@ from economizer_training.losses import Loss
 from economizer_training.pacing import EarlyStopping, Pause
 
 _FORBID = {"extra": "forbid"}
-_HOW = ("mesh", "micro_batch", "recompute_activations", "checkpoints", "restarts", "gpu", "meter", "pause", "out")
+_HOW = (
+    *("mesh", "micro_batch", "recompute_activations", "compile", "checkpoints"),
+    *("restarts", "gpu", "meter", "pause", "out"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +146,8 @@ class Distillation:
 
     A step learns from ``batch`` rows, ``micro_batch`` of them at a time on each worker. The learning rate rises for
     ``warmup_steps`` and falls by a cosine to ``final_learning_rate``. ``freeze`` names parts of the model that stay as
-    they are. ``restarts`` is how often workers that died are started again from the last checkpoint.
+    they are. ``compile`` has torch compile the blocks; ``auto``: where it can. ``restarts`` is how often workers that
+    died are started again from the last checkpoint.
     """
 
     __pydantic_config__ = _FORBID
@@ -172,6 +176,7 @@ class Distillation:
     mesh: Mesh = field(default_factory=Mesh)
     micro_batch: int = 4
     recompute_activations: bool = False
+    compile: bool | Literal["auto"] = False
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     restarts: int = 2
     gpu: bool = False
@@ -194,6 +199,8 @@ class Distillation:
         rule = "must be 0 where mesh.shard, tensor or pipeline is above 1: a worker samples from a whole model"
         whole = self.mesh.workers == self.mesh.data
         require(whole or not self.loss.on_policy, "loss.on_policy", self.loss.on_policy, rule)
+        rule = "must be auto or false where mesh.tensor or pipeline is above 1 or loss.on_policy above 0"
+        require(self.compile is not True or self.can_compile, "compile", self.compile, rule)
         rule = "must not be none where early_stopping is given: it goes by joules"
         require(self.early_stopping is None or self.meter.kind != "none", "meter.kind", self.meter.kind, rule)
 
@@ -211,6 +218,11 @@ class Distillation:
         """Where unfinished work lies: the student as it begins, checkpoints, metrics."""
         out = located(self.out)
         return out.with_name(f"{out.name}.run")
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether blocks are whole, and called with rows of one length, so that they are compiled once."""
+        return self.mesh.tensor == 1 and self.mesh.pipeline == 1 and not self.loss.on_policy
 
     @property
     def micro_batches(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 Tensor = Any
 
-_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}  # logits: what a core's cache holds, or what keeps a GPU busy
+_AT_ONCE = {"cpu": 2**17, "cuda": 2**26}  # logits: what a core's cache holds, or what keeps a GPU busy
 
 
 class ForwardKl(torch.autograd.Function):
@@ -28,12 +28,13 @@ class ForwardKl(torch.autograd.Function):
         )
         flat = found.view(-1)
         for rows in _few(student):
-            log_q, log_p = (_rows(each, rows, precise, temperature) for each in (student, teacher))
-            p = log_p.exp()
-            # A token that p rules out adds nothing, whatever q says.
-            flat[rows] = torch.where(p == 0, 0.0, log_p.sub_(log_q).mul_(p)).sum(-1) * temperature**2
+            z_q, z_p = (_rows(each, rows, precise, temperature) for each in (student, teacher))
+            q, p = z_q.softmax(-1), z_p.softmax(-1)
+            # log(p / q) of each token is the difference of logits and of these two.
+            log_sums = _log_sum(z_q, q) - _log_sum(z_p, p)
+            flat[rows] = (torch.linalg.vecdot(p, z_p.sub_(z_q)) + log_sums) * temperature**2
             if by_logits is not None:
-                by_logits.view(-1, student.shape[-1])[rows] = log_q.exp_().sub_(p).mul_(temperature)
+                by_logits.view(-1, student.shape[-1])[rows] = q.sub_(p).mul_(temperature)
         ctx.save_for_backward(by_logits)
         return found
 
@@ -51,7 +52,13 @@ class ForwardKl(torch.autograd.Function):
 
 def _rows(logits: Tensor, rows: slice, precise: torch.dtype, temperature: float) -> Tensor:
     few = logits.reshape(-1, logits.shape[-1])[rows].to(precise)
-    return (few if temperature == 1 else few / temperature).log_softmax(-1)
+    # A token with a logit of -inf is not possible with a finite one as low as this either, and finite ones give no NaN.
+    return (few if temperature == 1 else few / temperature).clamp(min=torch.finfo(precise).min / 4)
+
+
+def _log_sum(logits: Tensor, softmax: Tensor) -> Tensor:
+    """log(sum(exp(logits))), by the most probable token."""
+    return logits.amax(-1) - softmax.amax(-1).log()
 
 
 def _few(logits: Tensor) -> Iterator[slice]:

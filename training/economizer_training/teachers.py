@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from economizer_training.batches import Batch
+from economizer_training.compiling import compile_blocks
 from economizer_training.distillation import Distillation
 from economizer_training.losses import Loss, Taught, bucketed_forward_kl, divergence, forward_kl, sampled_forward_kl
 from economizer_training.mesh import Workers, refuse_shapes, spread
@@ -144,7 +145,9 @@ class Teachers:
     scored_by: Teacher[Scored]
 
 
-def teachers_of(job: Distillation, folder: Path, answers: Path | None, workers: Workers) -> Teachers | None:
+def teachers_of(
+    job: Distillation, folder: Path, answers: Path | None, workers: Workers, compiled: bool = False
+) -> Teachers | None:
     """The teachers on this worker, None where it has no logits to teach; ``answers`` is the folder of stored ones.
 
     The student is scored by the whole teacher, also where it learns from some draws of it, so that scores stay exact
@@ -158,7 +161,10 @@ def teachers_of(job: Distillation, folder: Path, answers: Path | None, workers: 
         elsewhere = FromStore(stored, top)
         return Teachers(learnt_from=elsewhere, scored_by=elsewhere)
     refuse_shapes(job.mesh, "teacher", AutoConfig.from_pretrained(folder))
-    here = InProcess(spread(load_teacher(folder, job.precision, workers.device), workers))
+    teacher = load_teacher(folder, job.precision, workers.device)
+    if compiled:
+        compile_blocks(teacher)
+    here = InProcess(spread(teacher, workers))
     return Teachers(learnt_from=here if stored is None else FromStore(stored, draws), scored_by=here)
 
 

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from economizer_training import checkpoints
 from economizer_training.batches import PADDING, read_batch, scored
+from economizer_training.compiling import compile_blocks, whether_to_compile
 from economizer_training.distillation import Distillation
 from economizer_training.errors import TrainingError
 from economizer_training.learning import Learner, autocast, learner, load_fp32
@@ -91,8 +92,12 @@ def train(work: Work, workers: Workers, meter: Meter, say: Say, clock: Clock | N
     workers, and TrainingError in the one that cannot go on.
     """
     job, shards = work.job, Shards.open(work.data)
+    compiled = whether_to_compile(job, workers.device, say)
     student = load_fp32(work.student, job.freeze, workers.device)
-    passes = learner(job, teachers_of(job, work.teacher, work.answers, workers), student, workers, shards.length)
+    if compiled:
+        compile_blocks(student)
+    teachers = teachers_of(job, work.teacher, work.answers, workers, compiled)
+    passes = learner(job, teachers, student, workers, shards.length)
     learning = [parameter for parameter in passes.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning,
