@@ -41,7 +41,8 @@ from economizer_training.mesh import Workers
 from economizer_training.record import lines
 from economizer_training.shards import Index, Shard, Split, write_index, write_shard
 from economizer_training.students import Vocabulary, initial_student
-from economizer_training.train import Work, train
+from economizer_training.train import train
+from economizer_training.work import Work
 from transformers import AutoConfig
 
 _TEACHER = ".economizer/models/smollm2-135m-instruct"

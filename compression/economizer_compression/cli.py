@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from economizer_compression.catalogue import catalogued, catalogued_folders, unregister
+from economizer_compression.commands import exit_code
 from economizer_compression.errors import CompressionError, GateFailed
 from economizer_compression.family import home
 from economizer_compression.gate import Margins
@@ -24,26 +25,9 @@ _LIBRARIES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZ
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 well, 1 not, 2 for a wrong command line, 3 for a gate that is shut."""
     options = _parser().parse_args(arguments)
-    for name, value in _LIBRARIES.items():
-        os.environ.setdefault(name, value)
-    try:
-        return int(options.run(options) or 0)
-    except GateFailed as failed:
-        print(f"economizer-compress: {failed}", file=sys.stderr)
-        return 3
-    except CompressionError as error:
-        print(f"economizer-compress: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:  # of the libraries and the system; ours are all CompressionErrors
-        if os.environ.get("ECONOMIZER_TRACEBACK"):
-            raise
-        first = [*str(error).strip().splitlines(), "no message"][0]
-        told = f"{type(error).__name__}: {first} (ECONOMIZER_TRACEBACK=1 shows where)"
-        print(f"economizer-compress: {told}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("economizer-compress: interrupted; the same command goes on where it can", file=sys.stderr)
-        return 130
+    return exit_code(
+        "economizer-compress", lambda: options.run(options), ours=(CompressionError,), libraries=_LIBRARIES
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,3 +7,5 @@ class CompressionError(Exception):
 
 class GateFailed(CompressionError):
     """A variant that the gate does not promote; the message says which bound failed and by how much."""
+
+    exit_code = 3

@@ -18,7 +18,7 @@ from economizer_training.errors import TrainingError
 from economizer_training.handover import hand_over
 from economizer_training.record import lines, scores
 from economizer_training.shards import Shards
-from economizer_training.train import Work
+from economizer_training.work import Work
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

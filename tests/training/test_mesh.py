@@ -8,7 +8,7 @@ import pytest
 import tiny
 from economizer_training.distillation import Loss, Mesh
 from economizer_training.record import lines, scores
-from economizer_training.train import Work
+from economizer_training.work import Work
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from economizer_training.on_policy import OnPolicy, Turn, answer_opening, contin
 from economizer_training.record import lines, scores
 from economizer_training.settings import parse_settings
 from economizer_training.shards import Index, Shards, vocabulary_sha256, write_index, write_shard
-from economizer_training.train import Work
+from economizer_training.work import Work
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CPU = torch.device("cpu")

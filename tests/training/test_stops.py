@@ -17,7 +17,7 @@ from economizer_training.handover import hand_over
 from economizer_training.pacing import EarlyStopping, Pause, gains
 from economizer_training.record import lines, scores
 from economizer_training.shards import Shards
-from economizer_training.train import Work
+from economizer_training.work import Work
 
 STEPS, EVERY = 60, 3
 TWO = Mesh(data=2)

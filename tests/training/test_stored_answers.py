@@ -28,7 +28,7 @@ from economizer_training.settings import parse_settings
 from economizer_training.shards import Shards
 from economizer_training.stored_answers import Answer, Question, StoredAnswers, kept, write_answers
 from economizer_training.teachers import AllLogits, Draws, FromStore, InProcess, Teachers, draws, load_teacher
-from economizer_training.train import Work
+from economizer_training.work import Work
 
 CPU = torch.device("cpu")
 STORED = TeacherLogits(kind="stored", samples=12)

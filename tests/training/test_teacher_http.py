@@ -22,7 +22,7 @@ from economizer_training.shards import Shards
 from economizer_training.stored_answers import StoredAnswers
 from economizer_training.teacher_http import Endpoint, Patience
 from economizer_training.teachers import InProcess, load_teacher
-from economizer_training.train import Work
+from economizer_training.work import Work
 from served import Reply, Served, error
 
 CPU = torch.device("cpu")

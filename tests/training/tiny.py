@@ -18,7 +18,8 @@ from economizer_training.distillation import Checkpoints, Distillation, Mesh, St
 from economizer_training.mesh import Workers
 from economizer_training.pacing import Clock, SystemClock
 from economizer_training.shards import Index, vocabulary_sha256, write_index, write_shard
-from economizer_training.train import Work, train
+from economizer_training.train import train
+from economizer_training.work import Work
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 

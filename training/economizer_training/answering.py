@@ -19,7 +19,7 @@ from economizer_training.batches import read_batch
 from economizer_training.distillation import Distillation
 from economizer_training.errors import TrainingError
 from economizer_training.losses import sampled
-from economizer_training.record import Metered
+from economizer_training.metered import Metered, worker_meter
 from economizer_training.shards import Shards, Split
 from economizer_training.stored_answers import (
     INDEX,
@@ -33,7 +33,6 @@ from economizer_training.stored_answers import (
 )
 from economizer_training.teacher_http import Endpoint
 from economizer_training.teachers import InProcess, load_teacher
-from economizer_training.train import worker_meter
 
 Say = Callable[[str], None]
 
@@ -117,7 +116,7 @@ class InThisProcess:
         self._teacher = InProcess(load_teacher(located(job.teacher), job.precision, self._device))
 
     def answers(self, split: Split, rows: range, advance: Callable[[], None]) -> tuple[list[Answer], float | None]:
-        meter = worker_meter(self._job.meter, self._device, here=1)
+        meter = worker_meter(self._job.meter, self._device.type, here=1)
         try:
             metered = Metered(meter, time.process_time)
             return list(self._drawn(split, rows, advance)), metered.lap().energy_j

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from economizer_compression.commands import exit_code
 from economizer_compression.errors import CompressionError
 
 from economizer_training.errors import TrainingError
@@ -27,23 +28,9 @@ _LIBRARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 well, 1 not, 2 for a wrong command line, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    for name, value in _LIBRARIES.items():
-        os.environ.setdefault(name, value)
-    try:
-        return int(options.run(options) or 0)
-    except (TrainingError, CompressionError) as error:
-        print(f"economizer-train: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:  # of the libraries and the system; ours are all TrainingErrors
-        if os.environ.get("ECONOMIZER_TRACEBACK"):
-            raise
-        first = [*str(error).strip().splitlines(), "no message"][0]
-        told = f"{type(error).__name__}: {first} (ECONOMIZER_TRACEBACK=1 shows where)"
-        print(f"economizer-train: {told}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("economizer-train: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(
+        "economizer-train", lambda: options.run(options), ours=(TrainingError, CompressionError), libraries=_LIBRARIES
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from economizer_training.plot import plot_run
 from economizer_training.record import scores
 from economizer_training.shards import Shards
 from economizer_training.students import initial_student, refuse_other_vocabulary
-from economizer_training.train import Work
+from economizer_training.work import Work
 from economizer_training.workers_ray import run_workers
 
 _BEGUN = "run.json"

@@ -26,7 +26,7 @@ from economizer_training.errors import TrainingError
 from economizer_training.record import lines, scores
 from economizer_training.shards import Shards
 from economizer_training.stored_answers import StoredAnswers
-from economizer_training.train import Work
+from economizer_training.work import Work
 
 
 def hand_over(work: Work, shards: Shards, out: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""Memory that a worker keeps between steps. glibc gives large blocks back at once, and a step asks for the same again."""
+"""Memory that a worker keeps between steps: glibc gives large blocks back, and a step asks for the same again."""
 
 from __future__ import annotations
 

@@ -11,11 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from economizer.energy.meter import Meter
-
 METRICS = "metrics.jsonl"
-_KEY = "training"
-_UJ_PER_J = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,33 +47,6 @@ class Cost:
 
 def _sum(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
-
-
-class Metered:
-    """One worker's own cost, lap by lap; ``cpu_time`` is a clock of CPU seconds."""
-
-    def __init__(self, meter: Meter, cpu_time: Any) -> None:
-        self._meter = meter
-        self._cpu_time = cpu_time
-        self._cpu_s = cpu_time()
-        self.method = ""
-        meter.begin(_KEY)
-
-    def lap(self) -> Cost:
-        """Since the last lap."""
-        used = self._meter.lap(_KEY)
-        before, self._cpu_s = self._cpu_s, self._cpu_time()
-        self.method = used.method
-        return Cost(
-            seconds=used.seconds,
-            cpu_s=self._cpu_s - before,
-            energy_j=_joules(used.energy_uj),
-            active_j=_joules(used.active_uj),
-        )
-
-
-def _joules(microjoules: int | None) -> float | None:
-    return None if microjoules is None else microjoules / _UJ_PER_J
 
 
 class Record:

@@ -6,83 +6,30 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf, isfinite, nan
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from economizer.energy.choose import MeterSettings, meter_for
-from economizer.energy.cpu_time import CpuTime
 from economizer.energy.meter import Meter
-from economizer.energy.meter_nvml import visible_devices
 from transformers import AutoTokenizer
 
 from economizer_training import checkpoints
 from economizer_training.batches import PADDING, read_batch, scored
 from economizer_training.compiling import compile_blocks, whether_to_compile
-from economizer_training.distillation import Distillation
-from economizer_training.errors import TrainingError
 from economizer_training.learning import Learner, autocast, learner, load_fp32
 from economizer_training.mesh import Workers, clip
+from economizer_training.metered import Metered
 from economizer_training.on_policy import OnPolicy, answer_opening, ends_of
 from economizer_training.pacing import LOOK_EVERY_S, Clock, Lookout, Sight, SystemClock, gains
-from economizer_training.record import Cost, Metered, Record, lines
+from economizer_training.record import Cost, Record, lines
 from economizer_training.shards import Shards
 from economizer_training.teachers import teachers_of
+from economizer_training.work import EnergyUnknown, LossNotFinite, Work
 
 _SAY_EVERY_S = 10.0
 
 Say = Callable[[str], None]
-
-
-class Stopped(TrainingError):
-    """There is no going on, and would be none after a restart; all workers raise it."""
-
-
-class LossNotFinite(Stopped):
-    """A loss, gradient or score was NaN or infinite, before anything was learnt from it."""
-
-
-class EnergyUnknown(Stopped):
-    """A run that is to end by its joules has a worker whose joules are not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What the workers need beside the settings: folders on a disk that all of them see."""
-
-    job: Distillation
-    teacher: Path
-    student: Path
-    data: Path
-    run: Path
-    answers: Path | None = None  # of the teacher, where it does not teach in process
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where they lie."""
-        return self.run / "checkpoints"
-
-
-class OwnCpuTime(CpuTime):
-    """The CPU time of this very process, where CpuTime counts what is below it: a worker works itself."""
-
-    def seconds(self) -> float:
-        return time.process_time()
-
-
-def worker_meter(settings: MeterSettings, device: torch.device, here: int) -> Meter:
-    """The meter of this worker's own cores, of ``here`` workers on this machine, or of its GPU."""
-    gpus = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return meter_for(
-        settings,
-        gpus=gpus[:1] if device.type == "cuda" else (),
-        cores=len(os.sched_getaffinity(0)) / here,
-        idle_w=None,
-        cpu_time=OwnCpuTime(),
-    )
 
 
 def train(work: Work, workers: Workers, meter: Meter, say: Say, clock: Clock | None = None) -> None:

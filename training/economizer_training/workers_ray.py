@@ -14,7 +14,9 @@ from economizer_training.errors import TrainingError
 from economizer_training.fit_ray import fit
 from economizer_training.heap import keep_freed_memory
 from economizer_training.mesh import Workers
-from economizer_training.train import Stopped, Work, to_stderr, train, worker_meter
+from economizer_training.metered import worker_meter
+from economizer_training.train import to_stderr, train
+from economizer_training.work import Stopped, Work
 
 _STOPPED = "stopped.txt"  # why there is nothing to try again
 
@@ -46,7 +48,7 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     keep_freed_memory()
     workers = Workers.join(work.job.mesh, device)
-    meter = worker_meter(work.job.meter, device, here)
+    meter = worker_meter(work.job.meter, device.type, here)
     try:
         train(work, workers, meter, to_stderr)
     except Stopped as error:

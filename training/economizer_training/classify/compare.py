@@ -25,7 +25,8 @@ from economizer_training.classify.run import STAGES, Making, make_in_process
 from economizer_training.classify.settings import Classification, Run, encoder_folder
 from economizer_training.data.laps import watched
 from economizer_training.errors import TrainingError
-from economizer_training.record import Cost, Metered
+from economizer_training.metered import Metered
+from economizer_training.record import Cost
 
 OUTCOMES = "runs.jsonl"
 
