@@ -36,7 +36,7 @@ import torch.multiprocessing as multiprocessing
 from economizer.config import home
 from economizer.energy.meter import EmptyMeter
 from economizer_training.distillation import Checkpoints, Distillation, Mesh, StudentSource
-from economizer_training.heap import keep_freed_memory
+from economizer_training.fit_ray import KEEP_FREED_MEMORY
 from economizer_training.mesh import Workers
 from economizer_training.record import lines
 from economizer_training.shards import Index, Shard, Split, write_index, write_shard
@@ -137,7 +137,6 @@ def make_text(folder: Path, teacher: Path, rows: int, length: int) -> None:
 
 def worker(rank: int, work: Work, products: list[Product], profile: bool) -> None:
     """One of the workers: the rates, then the steps."""
-    keep_freed_memory()
     count = work.job.mesh.workers
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
     dist.init_process_group("gloo", init_method=f"file://{work.run / 'store'}", rank=rank, world_size=count)
@@ -207,6 +206,7 @@ def main() -> int:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="blocks as transformers has them")
     parser.add_argument("--profile", action="store_true", help="show where the first worker's time went")
     options = parser.parse_args()
+    os.environ |= KEEP_FREED_MEMORY  # for the workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = job_of(options, folder, options.teacher)

@@ -12,7 +12,6 @@ from ray.train.torch import get_device
 
 from economizer_training.errors import TrainingError
 from economizer_training.fit_ray import fit
-from economizer_training.heap import keep_freed_memory
 from economizer_training.mesh import Workers
 from economizer_training.metered import worker_meter
 from economizer_training.train import to_stderr, train
@@ -46,7 +45,6 @@ def _worker(config: dict[str, Any]) -> None:
     device = get_device()
     here = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-    keep_freed_memory()
     workers = Workers.join(work.job.mesh, device)
     meter = worker_meter(work.job.meter, device.type, here)
     try:
