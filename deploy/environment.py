@@ -1,9 +1,10 @@
 """Makes what Economizer runs in: three virtual environments below the checkout, and the embedded models.
 
-python3 deploy/environment.py [gateway] [engine] [compression] [models]
+python3 deploy/environment.py [gateway] [engine] [compression] [models] [peers]
 
-Without a part it makes all four. What is there already, and made from the same lock, is left alone. It runs on the
-system's own Python with its standard library alone; the environments get the Python that runs it.
+Without a part it makes all but the peers, which `make bench-peers` alone needs. What is there already, and made from the
+same lock, is left alone. It runs on the system's own Python with its standard library alone; the environments get the
+Python that runs it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ STATE = ROOT / ".economizer"
 MODELS = STATE / "models"
 STAMP = "economizer-stamp.txt"
 
-PARTS = ("gateway", "engine", "compression", "models")
+DEFAULT_PARTS = ("gateway", "engine", "compression", "models")
+PARTS = (*DEFAULT_PARTS, "peers")
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 TORCH_INDEX_VARIABLE = "ECONOMIZER_TORCH_INDEX_URL"
 GIB = 2**30
@@ -75,7 +77,7 @@ def main(arguments: list[str]) -> int:
         refuse_other_systems()
         steps = Steps()
         with only_one_at_a_time(steps):
-            make_parts([part for part in PARTS if part in arguments or not arguments], steps)
+            make_parts([part for part in PARTS if part in (arguments or DEFAULT_PARTS)], steps)
     except SetupError as failure:
         print(f"setup: {failure}", file=sys.stderr)
         return 1
@@ -100,6 +102,9 @@ def environment_of(part: str) -> Environment:
     if part == "compression":
         folder = ROOT / ".venvs" / "compression"
         return Environment(part, folder, locks / "compression.txt", imports_economizer=True, disk_gib=3)
+    if part == "peers":
+        folder = ROOT / ".venvs" / "peers"
+        return Environment(part, folder, locks / "peers.txt", imports_economizer=False, disk_gib=1)
     folder = ROOT / ".venvs" / "engine"
     if has_nvidia_gpu():
         return Environment(part, folder, locks / "engine-gpu.txt", imports_economizer=False, disk_gib=25)

@@ -69,6 +69,7 @@ LOCKS = (
         sources=("--group", "pyproject.toml:compression"),
         left_out=CUDA_PACKAGES + NEEDLESS_FOR_GGUF + NEEDLESS_FOR_ENCODER + SOURCES_ALONE,
     ),
+    Lock(name="peers", sources=("--group", "pyproject.toml:peers")),
 )
 
 

@@ -14,8 +14,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from economizer_training.errors import TrainingError
 
-# glibc gives large blocks back to the system, and each step asks for the same ones again: on a CPU a tenth of it goes to
-# faults of their pages. So one heap for all, that is kept: glibc reads this at a process's start (mallopt(3)).
+# glibc gives large blocks back to the system, and each step asks for the same ones again: on a CPU a tenth of it goes
+# to faults of their pages. So one heap for all, that is kept: glibc reads this at a process's start (mallopt(3)).
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
