@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import decide_cost
+import gateway_tables
 import processes
-import report
 import stand
 from client import Load, Outcome
-from report import Measured
+from gateway_tables import Measured
 from stand import Stand, Target
 
 _CLIENT = Path(__file__).resolve().with_name("client.py")
@@ -169,14 +169,14 @@ def run(rounds: int, requests: int, share: float) -> dict[str, object]:
         for done, rss_mb in bench.memory(requests):
             _say(f"{done} requests, {rss_mb:.0f} MB")
             curve.append((done, rss_mb))
-        bench.fill(min(requests, report.STORES_FULL))
+        bench.fill(min(requests, gateway_tables.STORES_FULL))
         bench.measure_idle()
         measured = []
         for number in range(rounds):
             _say(f"round {number + 1} of {rounds}")
             measured.append(list(bench.round(number, share)))
         idle = {target.name: bench.idle.get(target.ingress or "", 0.0) for target in (on.ours, on.unbooked, on.bare)}
-    return {"machine": machine, **report.write(measured, idle=idle, curve=curve, decide_us=sizes)}
+    return {"machine": machine, **gateway_tables.write(measured, idle=idle, curve=curve, decide_us=sizes)}
 
 
 def _say(line: str) -> None:
