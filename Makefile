@@ -12,7 +12,7 @@ TRAIN := OMP_NUM_THREADS=1 .venvs/compression/bin/economizer-train
 CHECKED_SCRIPTS := deploy/environment.py deploy/lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gateway run variants distill format check test test-unit test-integration test-training test-e2e bench-gateway bench-energy bench-ledger bench-training lock clean
+.PHONY: help setup setup-gateway run variants distill format check test test-unit test-integration test-training test-e2e bench-gateway bench-energy bench-ledger bench-training loadtest bench-savings bench-peers soak lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -82,6 +82,25 @@ bench-ledger: setup-gateway ## 1,000 bookings a second into SQLite, or URL=postg
 
 bench-training: setup ## a distillation's tokens a second against the limit of its matrix products
 	.venvs/compression/bin/python loadtests/bench_training.py
+
+# Ctrl-C reaches Locust, which then writes what was measured so far.
+loadtest: setup-gateway ## drive what `make run` serves with Locust (URL, USERS=8, MINUTES=5, SHAPE=steady, MIX=mixed, UI=1)
+	@exec .venv/bin/locust -f loadtests/locustfile.py --host $(or $(URL),http://127.0.0.1:8000) \
+		-u $(or $(USERS),8) -t $(or $(MINUTES),5)m --stop-timeout 60 --shape $(or $(SHAPE),steady) --mix $(or $(MIX),mixed) \
+		$(if $(DATA),--data $(DATA)) --out $(or $(OUT),.economizer/loadtests/$$(date +%Y-%m-%dT%H-%M-%S)) \
+		$(if $(UI),--web-host 127.0.0.1,--headless --only-summary) $(LOCUST)
+
+# Ctrl-C reaches the benchmark, which ends its engines and prints what was measured so far; OUT of such a run goes on.
+bench-savings: setup ## what Economizer saves against the full model alone, on real engines (about an hour; DATA, OUT)
+	@exec .venv/bin/python loadtests/bench_savings.py $(if $(DATA),--data $(DATA)) \
+		--out $(or $(OUT),.economizer/savings/$$(date +%Y-%m-%dT%H-%M-%S)) $(SAVINGS)
+
+bench-peers: setup ## nginx, vllm-router, LiteLLM and Economizer in front of the same engines (about 20 minutes)
+	@$(PYTHON) deploy/environment.py peers
+	.venv/bin/python loadtests/bench_peers.py $(if $(DATA),--data $(DATA))
+
+soak: setup ## mixed load with cancels and engine kills (MINUTES=30): nothing lost, nothing grows, the bill closes
+	.venv/bin/python loadtests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lock: ## resolve deploy/locks from pyproject.toml again (UPGRADE=--upgrade takes the newest releases)
 	@$(PYTHON) -m venv .venvs/lock

@@ -2,9 +2,9 @@
 
 python3 deploy/environment.py [gateway] [engine] [compression] [models] [peers]
 
-Without a part it makes all but the peers, which `make bench-peers` alone needs. What is there already, and made from the
-same lock, is left alone. It runs on the system's own Python with its standard library alone; the environments get the
-Python that runs it.
+Without a part it makes all but the peers, which `make bench-peers` alone needs. What is there already, and made from
+the same lock, is left alone. It runs on the system's own Python with its standard library alone; the environments get
+the Python that runs it.
 """
 
 from __future__ import annotations

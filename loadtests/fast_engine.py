@@ -2,8 +2,9 @@
 
 It answers ``POST /v1/chat/completions`` with the same few bytes each time, whole or as a stream. The body says how, in
 a field that no gateway knows and every gateway must pass on: ``"fast_engine": {"chunks": 200, "interval_s": 0.02}``. At
-an interval of 0 each chunk is still a write and a turn of the event loop of its own. ``/health`` and ``/metrics`` are
-what ``economizer.engine`` asks for; the secret is asked for when ``ECONOMIZER_ENGINE_SECRET`` is set.
+an interval of 0 each chunk is still a write and a turn of the event loop of its own. Without that field a stream has
+``max_tokens`` chunks, one every 10 ms. ``/health`` and ``/metrics`` are what ``economizer.engine`` asks for; the secret
+is asked for when ``ECONOMIZER_ENGINE_SECRET`` is set.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 _PROMPT_TOKENS = 256
 _WHOLE_TOKENS = 16
+_INTERVAL_S = 0.01
 _END_OF_HEAD = b"\r\n\r\n"
 _CONTENT_LENGTH = b"\r\ncontent-length:"
 _AUTHORIZATION = b"\r\nauthorization: bearer "
@@ -112,7 +114,7 @@ class Connection(asyncio.Protocol):
         if not request.get("stream"):
             self._transport.write(_WHOLE)
             return
-        how = request["fast_engine"]
+        how = request.get("fast_engine") or {"chunks": request.get("max_tokens") or 1, "interval_s": _INTERVAL_S}
         self._tokens = self._left = how["chunks"]
         self._interval_s = how["interval_s"]
         self._streaming = True

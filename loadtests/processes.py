@@ -28,7 +28,7 @@ class ProcessTree:
         for pid in descendants(self._root):
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                group = self._group(_command_line(pid))
+                group = self._group(command_line(pid))
             except OSError:
                 continue  # it ended since it was listed
             ticks = sum(int(field) for field in fields[_UTIME : _UTIME + 4])
@@ -41,10 +41,11 @@ class ProcessTree:
 
     def pids(self, group: str) -> list[int]:
         """The processes of a group."""
-        return [pid for pid in descendants(self._root) if self._group(_command_line(pid)) == group]
+        return [pid for pid in descendants(self._root) if self._group(command_line(pid)) == group]
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """A process's words with spaces between; raises OSError where it is gone."""
     return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
 
 

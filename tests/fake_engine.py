@@ -14,7 +14,7 @@ Run as ``python tests/fake_engine.py --host H --port P --name NAME``; below ``/v
     once                     a file: whoever can create it does all of the above, the others answer plainly
 
 Its process hardly needs any CPU time; ``--burn-s-per-token`` makes it compute for so long for each token of a prompt
-that it has not seen before, and for each token of an answer.
+that it has not seen before, and for each token of an answer. ``--usage-too`` is JSON that stands in each ``usage``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Engine:
     tpot_s: float
     tokens: int
     burn_s_per_token: float = 0.0
+    usage_too: dict[str, Any] = field(default_factory=dict)
     running: int = 0
     prompted: int = 0
     cached: int = 0
@@ -117,6 +118,7 @@ class Answer:
     cached_tokens: int
     words: list[str]
     finish_reason: str
+    usage_too: dict[str, Any]
 
     @property
     def text(self) -> str:
@@ -129,6 +131,7 @@ class Answer:
             "completion_tokens": len(self.words),
             "total_tokens": self.prompt_tokens + len(self.words),
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            **self.usage_too,
         }
 
     @property
@@ -337,6 +340,7 @@ class Server:
             cached_tokens=prompt_tokens - 1 if cached else 0,
             words=words,
             finish_reason=script.finish_reason,
+            usage_too=self.engine.usage_too,
         )
 
     async def play(
@@ -419,6 +423,7 @@ def main() -> None:
     parser.add_argument("--tpot-s", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--burn-s-per-token", type=float, default=0.0)
+    parser.add_argument("--usage-too", type=json.loads, default={})
     parser.add_argument("--crash-at-start", action="store_true")
     parser.add_argument("--child", action="store_true", help="start a child of another session that ignores SIGTERM")
     args = parser.parse_args()
@@ -436,6 +441,7 @@ def main() -> None:
         tpot_s=args.tpot_s,
         tokens=args.tokens,
         burn_s_per_token=args.burn_s_per_token,
+        usage_too=args.usage_too,
     )
     web.run_app(
         Server(engine).app(),
