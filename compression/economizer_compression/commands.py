@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 def exit_code(
-    program: str, run: Callable[[], object], *, ours: tuple[type[Exception], ...], libraries: Mapping[str, str]
+    program: str, run: Callable[[], int | None], *, ours: tuple[type[Exception], ...], libraries: Mapping[str, str]
 ) -> int:
     """Runs a command under the libraries' settings, unless the user has others.
 
@@ -18,7 +18,7 @@ def exit_code(
     for name, value in libraries.items():
         os.environ.setdefault(name, value)
     try:
-        return int(run() or 0)  # type: ignore[call-overload]
+        return run() or 0
     except ours as error:
         print(f"{program}: {error}", file=sys.stderr)
         return int(getattr(error, "exit_code", 1))
