@@ -173,10 +173,13 @@ def _describe(plan: Plan, mix: Mix, target: Target) -> None:
     print(f"{plan.trace}: {len(plan.requests)} requests ({of}) in {facts['last_due_s']:.0f} s, mix {mix.name}")
     print(f"  {plan.failed} failed rows of the trace are left out")
     print(f"  prompts: {plan.prompt_tokens} tokens, texts {plan.texts}; counted by {plan.counted}")
-    print(f"  cut to the context: {plan.prompts_cut} prompts, {plan.answers_cut} answers")
+    print(f"  cut to the context: {plan.prompts_cut} prompts, {plan.answers_cut} answers", flush=True)
     floors = any(one.terms.quality_min is not None for one in plan.requests)
     if floors and target.terms and not target.receipts and target.quality is None:
-        print("  without --receipts no answer's quality is known, and requests with a floor do not count as met")
+        print(
+            "  without --receipts no answer's quality is known, and requests with a floor do not count as met",
+            flush=True,
+        )
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
