@@ -12,10 +12,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 import locust.stats
 from load.locust_metrics import objectives, progress, summary
-from load.locust_options import add_options, curve
+from load.locust_options import add_options, curve, options_of
 from load.scene import Scene
 from load.shapes import Curve
 from load.slo import exit_code, three_digits
@@ -30,8 +30,7 @@ __all__ = ("FlexBatch", "LongPrompt", "MultiTurn", "ShortChat", "Streaming")  # 
 _PROGRESS_S = 10.0
 _SPAWNED_PER_S_MAX = 100.0  # above it Locust warns
 
-locust.stats.bucket_response_time = three_digits
-events.init_command_line_parser.add_listener(add_options)
+locust.stats.bucket_response_time = three_digits  # type: ignore[assignment]  # keys of a histogram
 
 
 class OverTime(LoadTestShape):
@@ -41,24 +40,24 @@ class OverTime(LoadTestShape):
     use_common_options = True
 
     def __init__(self, over_time: Curve, environment: Environment) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._curve = over_time
         self._environment = environment
 
     def tick(self) -> tuple[int, float] | None:
         """How many users there are now, and how quickly they come and go: within a second."""
-        options = self._environment.parsed_options
+        options = options_of(self._environment)
         peak = options.num_users or 1
-        users = self._curve.users(self.get_run_time(), run_s=options.run_time, peak=peak)
+        at_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        users = self._curve.users(at_s, run_s=options.run_time, peak=peak)
         return None if users is None else (users, min(float(peak), _SPAWNED_PER_S_MAX))
 
 
-@events.init.add_listener
 def begin(environment: Environment, **_: Any) -> None:
     """Refuse what cannot work before a user starts, and set up what the options ask for."""
     if isinstance(environment.runner, WorkerRunner):
         return  # it gets the options from the master, with its first users
-    options = environment.parsed_options
+    options = options_of(environment)
     try:
         over_time = curve(options)
         if environment.host or options.headless:
@@ -83,7 +82,7 @@ def _write_into(folder: Path, environment: Environment) -> None:
             f"--out {folder} is there already: must be a folder that is not; results are never overwritten"
         )
     folder.mkdir(parents=True)
-    environment.parsed_options.html_file = str(folder / "report.html")
+    options_of(environment).html_file = str(folder / "report.html")
     writer = StatsCSVFileWriter(environment, PERCENTILES_TO_REPORT, str(folder / "locust"), full_history=True)
     writing = gevent.spawn(writer.stats_writer)
 
@@ -99,7 +98,7 @@ def _show_progress(environment: Environment) -> None:
     began_s = monotonic()
     while True:
         gevent.sleep(_PROGRESS_S)
-        runner, run_s = environment.runner, environment.parsed_options.run_time
+        runner, run_s = environment.runner, options_of(environment).run_time
         if runner is not None:
             elapsed_s = monotonic() - began_s
             line = progress(environment.stats, elapsed_s=elapsed_s, run_s=run_s, users=runner.user_count)
@@ -112,7 +111,7 @@ def _judge(environment: Environment, **_: Any) -> None:
     code = exit_code(
         found,
         requests=environment.stats.total.num_requests,
-        failures_judged=environment.parsed_options.slo_failures_max is not None,
+        failures_judged=options_of(environment).slo_failures_max is not None,
         broken=bool(environment.runner and environment.runner.exceptions),
     )
     if code is not None:
@@ -125,13 +124,13 @@ def _tell(environment: Environment) -> None:
         print(line)
     if not environment.stats.total.num_requests:
         print("no request was sent")
-    if environment.parsed_options.out:
-        print(f"written to {environment.parsed_options.out}")
+    if out := options_of(environment).out:
+        print(f"written to {out}")
     sys.stdout.flush()
 
 
 def _objectives(environment: Environment) -> list[Any]:
-    options = environment.parsed_options
+    options = options_of(environment)
     return objectives(
         environment.stats,
         ttft_ms=options.slo_ttft_p95_ms,
@@ -139,3 +138,7 @@ def _objectives(environment: Environment) -> list[Any]:
         e2e_ms=options.slo_e2e_p95_ms,
         failures=options.slo_failures_max,
     )
+
+
+events.init_command_line_parser.add_listener(add_options)
+events.init.add_listener(begin)

@@ -45,13 +45,17 @@ def record(environment: Environment, outcome: Outcome) -> None:
     stats, tokens = environment.stats, outcome.output_tokens or 0
     for kind, value_s in ((TTFT, outcome.ttft_s), (TPOT, outcome.tpot_s)):
         if value_s is not None:
-            stats.get(outcome.kind, kind).log(value_s * 1e3, tokens)
+            _log(stats, kind, outcome.kind, value_s * 1e3, tokens)
     if outcome.variant is not None:
-        stats.get(outcome.variant, VARIANT).log(outcome.e2e_s * 1e3, tokens)
+        _log(stats, VARIANT, outcome.variant, outcome.e2e_s * 1e3, tokens)
     spent = (outcome.energy_j, outcome.cost_usd, outcome.carbon_g)
     for (kind, scale, _), value in zip(_SPENT, spent, strict=True):
         if value is not None:
-            stats.get(outcome.tenant, kind).log(value * scale, tokens)
+            _log(stats, kind, outcome.tenant, value * scale, tokens)
+
+
+def _log(stats: RequestStats, kind: str, name: str, value: float, tokens: int) -> None:
+    stats.get(name, kind).log(value, tokens)  # type: ignore[arg-type]  # Locust's own values are floats, too
 
 
 def pooled(stats: RequestStats, kind: str) -> StatsEntry:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from load.arrivals import read_rates
 from load.shapes import Curve, built_in_day, bursts, day, ramp
+
+if TYPE_CHECKING:
+    from locust.env import Environment  # Locust changes how everything waits, which tests of this must not
 
 NO_TERMS = "none"  # the mix of requests that ask for nothing
 STEADY = "steady"
@@ -70,6 +73,14 @@ def add_options(parser: Any, **_: Any) -> None:
         group.add_argument(option, type=_positive, help=f"95th percentile of the {figure} at most")
     group.add_argument("--slo-failures-max", type=_share, help="share of the requests that may fail")
     group.add_argument("--out", default="", help="a new folder for report.html and CSV files")
+
+
+def options_of(environment: Environment) -> Namespace:
+    """The run's options as they are now: the web UI and the master change some."""
+    options = environment.parsed_options
+    if not isinstance(options, Namespace):
+        raise TypeError(f"parsed_options is {options!r}: must be the options of Locust's command line")
+    return options
 
 
 def curve(options: Namespace) -> Curve | None:

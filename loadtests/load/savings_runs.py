@@ -28,6 +28,7 @@ from load.workload import Load, Workload, capacity_rps, drawn_trace, floors
 
 FULL, OURS = "full", "economizer"  # the names of the fleets
 _WAVES = 3  # of full batches, in the burst that tells what the full model can answer
+_STEPS = 2  # bare fleets between the two sides, mostly
 _START_S, _AFTER_S = 60.0, 15.0  # about, of a fleet's start, and of the last answers and the books after a run
 
 
@@ -158,8 +159,9 @@ class Making:
             for policy in missing:
                 name = f"{number}-{mix.name}-{policy}"
                 self._say_left(name)
-                with_policy = mix.with_policy(policy)
-                self._one(name, fleet, number, with_policy, load, fleet_name=OURS, variant="", policy=policy)
+                self._one(
+                    name, fleet, number, mix.with_policy(policy), load, fleet_name=OURS, variant="", policy=policy
+                )
 
     def _step(self, variant: str, engines: int, load: Load) -> None:
         name = step_name(variant, engines)
@@ -215,12 +217,12 @@ class Making:
         if (known is not None and set(used) <= set(known.of)) or not python.exists() or not self._options.quality_items:
             return
         say(f"scoring {', '.join(used)} on {self._options.quality_items} of the replay's prompts")
-        load = self._load()
-        plans = [self._workload.round(mix, load, 0) for mix in list(self._setup.mixes.values())[:1]]
+        assert self._setup.capacity is not None  # there are runs
+        plan = self._workload.round(next(iter(self._setup.mixes.values())), self._setup.capacity.load, 0)
         folders = {name: self._contest.folder(name) for name in used}
         try:
             found = scored(
-                plans[0].requests,
+                plan.requests,
                 folders,
                 full=self._contest.full,
                 python=python,
@@ -234,8 +236,10 @@ class Making:
     def _say_left(self, name: str) -> None:
         """What comes now, and how long the rest will take, by the runs that were made."""
         options = self._options
-        total = options.rounds * len(self._setup.mixes) * (1 + len(options.policies)) + (3 if options.steps else 0)
-        left = total - len(self._folder.runs())
+        fleets = (FULL, *options.policies)
+        rounds = range(1, options.rounds + 1)
+        names = [f"{number}-{mix}-{fleet}" for number in rounds for mix in self._setup.mixes for fleet in fleets]
+        left = sum(not self._folder.has(each) for each in names) + (_STEPS if options.steps else 0)
         past_s = time.monotonic() - self._started_s
         each_s = past_s / self._made if self._made else options.minutes * 60 + options.warm_s + _START_S + _AFTER_S
         say(f"{name}: {left} runs left, about {left * each_s / 60:.0f} min")

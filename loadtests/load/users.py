@@ -10,6 +10,7 @@ from locust.env import Environment
 
 from load.gevent_chat import Chat
 from load.locust_metrics import record
+from load.locust_options import options_of
 from load.scene import Scene
 from load.types import Message, Planned
 
@@ -21,7 +22,7 @@ class ChatUser(User):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        self.scene = Scene.of(environment.parsed_options, self.host or "")
+        self.scene = Scene.of(options_of(environment), self.host or "")
         self.tenant = random.choice(self.scene.tenants)
         self._chat = Chat(self.scene.target)
         self._numbers = count()

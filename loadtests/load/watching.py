@@ -26,6 +26,7 @@ REPLICAS_GROUP, ENGINES_GROUP, GUARDS_GROUP, RAY_GROUP = "replicas", "engines", 
 QUEUES_GROUP = "queues"
 FAST_ENGINE, VLLM = "fast_engine.py", "vllm.entrypoints.openai.api_server"
 
+_VLLM_CHILD = "VLLM::"  # what vLLM calls its own processes
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _HTTP_S = 10.0
 _SOCKET_S = 5.0
@@ -48,7 +49,7 @@ def group_of(words: str) -> str:
             return group
     if "/guard.py " in words:
         return GUARDS_GROUP
-    if FAST_ENGINE in words or VLLM in words:
+    if FAST_ENGINE in words or VLLM in words or words.startswith(_VLLM_CHILD):
         return ENGINES_GROUP
     return HAPROXY_GROUP if "/haproxy " in words else RAY_GROUP
 
