@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--teacher", type=Path, default=home() / _TEACHER)
     parser.add_argument("--blocks", type=int, default=20, help="of the student")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--micro-batch", type=int, default=2, help="rows")
+    parser.add_argument("--micro-batch", type=int, default=4, help="rows")
     parser.add_argument("--length", type=int, default=256, help="of a row, in tokens")
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--precision", choices=tuple(_TYPES), default="bf16")
