@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import secrets
 import signal
 import sys
 import tempfile
@@ -122,6 +123,7 @@ class Bench:
         self.servers: list[str] = []
         self.meter = "none"
         self._marks = 0
+        self._key = f"sk-{secrets.token_urlsafe(32)}"
 
     def run(self) -> None:
         """All rounds; what is measured is in ``passes`` after each."""
@@ -154,7 +156,7 @@ class Bench:
         guards = [parent_of(pid) for pid in engines]
         ports = [int(words[words.index("--port") + 1]) for words in (command_line(pid).split() for pid in engines)]
         urls = tuple(f"http://{peers.HOST}:{engine}/v1" for engine in ports)
-        yield Contender(name=BARE, target=_target(*urls), instrument=Instrument(None, guards, inside=False))
+        yield Contender(name=BARE, target=_target(self._key, *urls), instrument=Instrument(None, guards, inside=False))
         programs, self.left_out = peers.found(home() / ".venvs" / "peers")
         for name, program in programs.items():
             own, metrics = free_ports(2)
@@ -163,7 +165,7 @@ class Bench:
             elif name == "vllm-router":
                 peer = peers.vllm_router(program, port=own, metrics_port=metrics, engines=ports)
             else:
-                peer = peers.litellm(program, port=own, engines=ports, model=model, folder=folder)
+                peer = peers.litellm(program, port=own, engines=ports, model=model, key=self._key, folder=folder)
             self._say(f"starting {name}")
             try:
                 of = stack.enter_context(peers.started(peer, port=own, folder=folder))
@@ -171,9 +173,11 @@ class Bench:
                 self.left_out[name] = str(failed)
                 continue
             instrument = Instrument(of, guards, inside=False)
-            yield Contender(name=name, target=_target(f"http://{peers.HOST}:{own}/v1"), instrument=instrument)
+            yield Contender(
+                name=name, target=_target(self._key, f"http://{peers.HOST}:{own}/v1"), instrument=instrument
+            )
         ours = Instrument(root, guards, inside=True)
-        yield Contender(name=OURS, target=_target(f"http://{peers.HOST}:{port}/v1"), instrument=ours)
+        yield Contender(name=OURS, target=_target(self._key, f"http://{peers.HOST}:{port}/v1"), instrument=ours)
 
     def _takes_part(self, one: Contender, plan: Sequence[Planned]) -> bool:
         """Whether it answers a few requests, which also warm it up."""
@@ -204,7 +208,7 @@ class Bench:
             try:
                 outcomes: list[Outcome] = asyncio.run(replay(plan, one.target, on_outcome=writer.write))
             finally:
-                took = one.instrument.end()
+                took = one.instrument.end(self.idle_mw.get(one.name))
         return Pass(round=number, server=one.name, phase=phase, planned=plan, outcomes=outcomes, took=took)
 
     def _mark(self) -> str:
@@ -222,8 +226,8 @@ class Bench:
         print(f"  {line}", file=sys.stderr, flush=True)
 
 
-def _target(*urls: str) -> Target:
-    return Target(urls=urls, key="any", terms=False)
+def _target(key: str, *urls: str) -> Target:
+    return Target(urls=urls, key=key, terms=False)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> Judged:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eco-soak-")))
         (port,) = free_ports(1)
-        limit = max(1, round(options.rate * 60 / 20))  # half of what the limited tenant sends
+        limit = max(1, round(options.rate * 60 / 40))  # a quarter of what the limited tenant sends
         content = configuration(options.config, folder, port, fast=options.engine == "fast", limit_per_minute=limit)
         file = folder / "soak.yaml"
         file.write_text(yaml.safe_dump(content))

@@ -79,7 +79,8 @@ class Books:
         ]
 
     def numbers(self) -> dict[str, Any]:
-        """What was compared, by tenant: requests sent, those with a row in the books, and the bill's own count."""
+        """What was compared, by tenant: requests sent, those in the books, those of them that an engine was asked for,
+        which are the ones that a bill counts, and the bill's own count."""
         found: dict[str, Any] = {}
         for tenant in sorted({one.tenant for one in self._outcomes}):
             mine = [one for one in self._outcomes if one.tenant == tenant]
@@ -89,6 +90,7 @@ class Books:
                 "sent": len(mine),
                 **fates(mine),
                 "booked": len(rows),
+                "asked": sum(_asked(row) for row in rows),
                 "billed": billed.get("requests", 0),
                 "booked_uj": _sum(rows, "energy_uj"),
                 "billed_uj": (billed.get("usage") or {}).get("energy_uj") or 0,
@@ -129,9 +131,9 @@ class Books:
     def _bill_unlike_books(self) -> Iterator[str]:
         for tenant in sorted({one.tenant for one in self._outcomes}):
             rows, billed = [row for row in self._rows.values() if row.tenant == tenant], self._billed(tenant)
-            booked = sum(row.booking is not None for row in rows)
-            if booked != billed.get("requests", 0):
-                yield f"{tenant}: {booked} requests are booked, and the bill has {billed.get('requests', 0)}"
+            asked = sum(_asked(row) for row in rows)
+            if asked != billed.get("requests", 0):
+                yield f"{tenant}: engines were asked for {asked} requests, and the bill has {billed.get('requests', 0)}"
             for unit, _, _ in _UNITS:
                 whole, of_bill = _sum(rows, unit), (billed.get("usage") or {}).get(unit) or 0
                 if whole != of_bill:
@@ -155,6 +157,11 @@ class Books:
 
 def _sum(rows: Collection[RequestRow], unit: str) -> int:
     return sum(getattr(row.usage, unit) or 0 for row in rows)
+
+
+def _asked(row: RequestRow) -> bool:
+    """Whether an engine was asked: what is refused before that is booked, and on no bill."""
+    return row.booking is not None and row.booking.attempts > 0
 
 
 def _name(outcome: Outcome) -> str:

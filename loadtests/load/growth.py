@@ -17,6 +17,7 @@ import numpy as np
 
 BLOCKS = 20
 BLOCKS_MIN = 6  # with fewer, Sen's interval is all that was seen
+SPAN_S_MIN = 300.0  # whatever has just begun still fills its caches
 _Z95 = 1.96
 _MINUTE_S = 60.0
 
@@ -35,7 +36,7 @@ class Slope:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """What was seen of one quantity, and what is thought of it; ``slope`` is None where there is too little of it."""
+    """What was seen of one quantity, and what is thought of it; ``slope`` is None where that is too little."""
 
     first: float
     last: float
@@ -61,7 +62,7 @@ def growth(samples: Sequence[Sample], *, warm_up_s: float, limit_per_min: float)
         first=medians[0][1],
         last=medians[-1][1],
         most=max(value for _, value in samples),
-        slope=slope(medians) if len(medians) >= BLOCKS_MIN else None,
+        slope=slope(medians) if len(medians) >= BLOCKS_MIN and after[-1][0] - after[0][0] >= SPAN_S_MIN else None,
         limit_per_min=limit_per_min,
     )
 

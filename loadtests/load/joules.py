@@ -54,20 +54,27 @@ class Instrument:
         for metered in self._all():
             metered.begin()
 
-    def end(self) -> Took:
-        """What the span took."""
+    def end(self, idle_mw: float | None = None) -> Took:
+        """What the span took; ``idle_mw`` is what the server takes without a request, above a waiting core."""
         engines = [metered.end() for metered in self._engines]
         engines_uj = _sum([measured.active_uj for measured, _ in engines])
         engines_cpu_s = sum(cpu_s for _, cpu_s in engines)
         seconds, method = max(measured.seconds for measured, _ in engines), engines[0][0].method
         if self._server is None:
-            return Took(seconds=seconds, own_uj=0, own_cpu_s=0.0, engines_uj=engines_uj, method=method)
+            return Took(seconds=seconds, own_uj=0, idle_uj=0, own_cpu_s=0.0, engines_uj=engines_uj, method=method)
         measured, cpu_s = self._server.end()
         own_uj = measured.active_uj
         if self._inside:
             own_uj = None if own_uj is None or engines_uj is None else max(0, own_uj - engines_uj)
             cpu_s = max(0.0, cpu_s - engines_cpu_s)
-        return Took(seconds=seconds, own_uj=own_uj, own_cpu_s=cpu_s, engines_uj=engines_uj, method=method)
+        return Took(
+            seconds=seconds,
+            own_uj=own_uj,
+            idle_uj=None if idle_mw is None else idle_mw * 1e3 * seconds,
+            own_cpu_s=cpu_s,
+            engines_uj=engines_uj,
+            method=method,
+        )
 
     def describe(self) -> str:
         """The meter, in a line."""

@@ -24,11 +24,12 @@ _UJ_PER_J = 1e6
 class Took:
     """What work took in a span: microjoules above idle and CPU seconds, of the server's own processes and the engines'.
 
-    None is not known.
+    ``idle_uj`` is what the server's processes would have taken without a request. None is not known.
     """
 
     seconds: float
     own_uj: int | None
+    idle_uj: float | None = None
     own_cpu_s: float | None
     engines_uj: int | None
     method: str
@@ -95,6 +96,7 @@ ROWS = (
     Row("end to end p95, ms", "e2e_ms_p95", PACED, _latency(lambda one: one.e2e_s, 95), 0),
     Row("J/request, engines", "engines_j", PACED, lambda p: p.per_answer(_joules(p.took.engines_uj)), 3),
     Row("J/request, server", "own_j", PACED, lambda p: p.per_answer(_joules(p.took.own_uj)), 4),
+    Row("J/request, server, less idle", "added_j", PACED, lambda p: p.per_answer(_joules(_added_uj(p.took))), 4),
     Row("J/request, both", "both_j", PACED, lambda p: p.per_answer(_both_j(p.took)), 3),
     Row("CPU ms/request, server", "own_cpu_ms", PACED, lambda p: p.per_answer(_ms(p.took.own_cpu_s)), 2),
     Row("requests/s, burst", "requests_per_s", BURST, lambda p: len(p.answered) / p.wall_s, 2),
@@ -103,7 +105,11 @@ ROWS = (
 )
 
 
-def _joules(uj: int | None) -> float | None:
+def _added_uj(took: Took) -> float | None:
+    return None if took.own_uj is None or took.idle_uj is None else max(0.0, took.own_uj - took.idle_uj)
+
+
+def _joules(uj: float | None) -> float | None:
     return None if uj is None else uj / _UJ_PER_J
 
 

@@ -82,8 +82,8 @@ def vllm_router(program: str, *, port: int, metrics_port: int, engines: Sequence
     return Peer(name="vllm-router", command=tuple(command), ready_path="/health")
 
 
-def litellm(program: str, *, port: int, engines: Sequence[int], model: str, folder: Path) -> Peer:
-    """LiteLLM's proxy, without a database and without keys of its own."""
+def litellm(program: str, *, port: int, engines: Sequence[int], model: str, key: str, folder: Path) -> Peer:
+    """LiteLLM's proxy, without a database; it starts with a key alone, and lets nobody in without it."""
     file = folder / "litellm.yaml"
     deployments = [
         {
@@ -101,7 +101,7 @@ def litellm(program: str, *, port: int, engines: Sequence[int], model: str, fold
         command=(program, "--config", str(file), "--host", HOST, "--port", str(port), "--num_workers", "1"),
         ready_path="/health/liveliness",
         files={file: yaml.safe_dump({"model_list": deployments, "litellm_settings": {"telemetry": False}})},
-        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
+        env={"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
     )
 
 

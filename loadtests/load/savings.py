@@ -107,7 +107,7 @@ class Side:
     def answers(self) -> Floats:
         """Whole answers by block."""
         answered = np.array([one.answered for one in self.outcomes], dtype=np.float64)
-        return np.bincount(self.block_of, weights=answered, minlength=len(self.blocks))
+        return np.bincount(self.block_of, weights=answered, minlength=len(self.blocks)).astype(np.float64)
 
     def per_request(self, amount: str) -> Ratio:
         """An amount for each whole answer, block by block."""

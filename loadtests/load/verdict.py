@@ -59,10 +59,10 @@ class Judged:
             yield f"    {count:6} {reason}"
         back = ", ".join("never" if one is None else f"{one:.0f} s" for one in self.recovered_s)
         yield f"  {self.kills} engines killed; back after: {back or '-'}"
-        yield f"\n{'tenant':14}{'sent':>8}{'booked':>8}{'billed':>8}{'booked J':>14}{'billed J':>14}"
+        yield f"\n{'tenant':14}{'sent':>8}{'booked':>8}{'asked':>8}{'billed':>8}{'booked J':>14}{'billed J':>14}"
         for tenant, of in self.tenants.items():
             joules = f"{of['booked_uj'] / 1e6:>14.6f}{of['billed_uj'] / 1e6:>14.6f}"
-            yield f"{tenant:14}{of['sent']:>8}{of['booked']:>8}{of['billed']:>8}{joules}"
+            yield f"{tenant:14}{of['sent']:>8}{of['booked']:>8}{of['asked']:>8}{of['billed']:>8}{joules}"
         heads = f"{'first':>10}{'last':>10}{'most':>10}"
         yield f"\n{'':32}{heads}{'a minute (95 %)':>26}{'limit':>8}  after warm-up"
         for name, of in self.growth.items():

@@ -132,7 +132,7 @@ class Watch:
         The books are read after the gateway's counter, so that nothing is counted as waiting that is booked already.
         """
         engines = self._page("/readyz")["engines"]
-        counted = _counters(self._text("/metrics"))
+        counted = list(_counters(self._text("/metrics")))
         ended = sum(value for name, value in counted if name == "economizer_requests_total")
         with self._database.connect() as connection:
             booked = connection.execute(select(func.count()).where(REQUESTS.c.booked)).scalar_one()

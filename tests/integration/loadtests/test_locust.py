@@ -141,6 +141,7 @@ def test_a_worker_asks_and_the_master_judges_over_a_ramp(server: str, tmp_path: 
         code, said = _locust(
             *(*master, "--host", server, "--headless", "--only-summary", "-u", "6", "-t", "6s", "-s", "10"),
             *("--shape", "ramp", "--slo-failures-max", "0", "--slo-e2e-p95-ms", "5000", "--out", str(tmp_path / "run")),
+            *("ShortChat", "Streaming"),
         )
         assert code == 0, said
         assert running.wait(DEADLINE_S) == 0

@@ -83,13 +83,13 @@ def test_a_soak_that_is_ended_by_hand_accounts_for_every_request_and_its_bill_cl
     assert {"answered", "refused", "cancelled"} <= judged["fates"].keys()
     assert sum(judged["fates"].values()) == judged["sent"] > 100
     for of in judged["tenants"].values():
-        assert of["booked"] == of["billed"] > 0
+        assert of["booked"] >= of["asked"] == of["billed"] > 0
         assert of["booked_uj"] == of["billed_uj"] > 0
 
 
 def test_refusals_have_reasons_and_engines_that_are_killed_come_back(soaked: Ended) -> None:
     judged = soaked.judged
-    assert judged["reasons"].keys() >= {"422 terms_unmet", "429 rate_limit_exceeded"}
+    assert "422 terms_unmet" in judged["reasons"]
     assert judged["kills"] >= 2
     assert judged["recovered_s"][0] is not None
 

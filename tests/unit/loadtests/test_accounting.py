@@ -28,16 +28,17 @@ def outcome(number: int = 1, **changes: Any) -> Outcome:
     return Outcome(**(values | changes))
 
 
-def row(number: int = 1, *, energy_uj: int = 100, **changes: Any) -> RequestRow:
+def row(number: int = 1, **changes: Any) -> RequestRow:
     """The same in the books."""
     request_id = f"request-{number}"
+    usage = changes.pop("usage", Amounts(energy_uj=100, cost_uusd=5, carbon_ug=3))
     return RequestRow(
         request_id=request_id,
         tenant=changes.pop("tenant", "acme"),
         family="boiler",
         variant="int8",
         booking=booking(request_id, **changes),
-        usage=Amounts(energy_uj=energy_uj, cost_uusd=5, carbon_ug=3),
+        usage=usage,
     )
 
 
@@ -99,13 +100,16 @@ def test_nothing_is_wrong_where_clients_books_and_bill_agree() -> None:
         outcome(5, error="cancelled", status=None, request_id=None, output_tokens=None),
     ]
     rows = [row(1), row(2, outcome="client_closed"), row(4, outcome="engine_error"), row(9, outcome="client_closed")]
+    rows.append(row(6, outcome="refused", attempts=0, usage=Amounts()))
+    outcomes.append(outcome(6, status=422, error="terms_unmet", output_tokens=None))
     books = Books(outcomes, {one.request_id: one for one in rows}, bill(4, 400))
     assert books.problems() == []
     numbers = books.numbers()["acme"]
-    assert (numbers["sent"], numbers["booked"], numbers["billed"]) == (5, 4, 4)
+    assert (numbers["sent"], numbers["booked"], numbers["billed"]) == (6, 5, 4)
     assert numbers["booked_uj"] == numbers["billed_uj"] == 400
     assert reasons(outcomes) == {
         "200 cancelled": 1,
+        "422 terms_unmet": 1,
         "429 rate_limit_exceeded": 1,
         "502 engine_failed": 1,
         "no status cancelled": 1,
@@ -143,7 +147,7 @@ def test_a_booked_request_that_no_client_sent_is_told_unless_somebody_left_befor
 
 def test_a_bill_that_differs_from_its_requests_or_does_not_close_is_told_with_the_numbers() -> None:
     assert problems([outcome(1)], [row(1)], bill(2, 100)) == [
-        "acme: 1 requests are booked, and the bill has 2",
+        "acme: engines were asked for 1 requests, and the bill has 2",
         "acme: its requests took 5 cost_uusd, and the bill says 10",
         "acme: its requests took 3 carbon_ug, and the bill says 6",
     ]

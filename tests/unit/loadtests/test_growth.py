@@ -39,10 +39,13 @@ def test_growth_before_the_end_of_the_warm_up_does_not_count() -> None:
     assert (found.verdict, found.first, found.last, found.most) == ("steady", 300, 300, 300)
 
 
-def test_a_handful_of_samples_says_nothing() -> None:
+def test_a_handful_of_samples_and_a_minute_of_them_say_nothing() -> None:
     found = growth([(second, second) for second in range(5)], warm_up_s=0, limit_per_min=1)
     assert found is not None
     assert (found.slope, found.verdict) == (None, "too short to tell")
+    minute = growth([(second, second) for second in range(60)], warm_up_s=0, limit_per_min=1)
+    assert minute is not None
+    assert minute.verdict == "too short to tell"
     assert growth([(1.0, 1.0)], warm_up_s=2, limit_per_min=1) is None
 
 

@@ -39,7 +39,7 @@ def outcome(number: int, ttft_s: float, **changes: Any) -> Outcome:
 
 def one(server: str, number: int, ttft_s: float, *, phase: str = PACED, own_uj: int | None = 40_000) -> Pass:
     """Four requests of 11 tokens, a tenth of a second a token, for 8 J in the engines."""
-    took = Took(seconds=5, own_uj=own_uj, own_cpu_s=0.02, engines_uj=8_000_000, method="cpu-time-model")
+    took = Took(seconds=5, own_uj=own_uj, idle_uj=10_000, own_cpu_s=0.02, engines_uj=8_000_000, method="cpu-time-model")
     outcomes = [outcome(number, ttft_s) for number in range(4)]
     return Pass(round=number, server=server, phase=phase, planned=PLAN, outcomes=outcomes, took=took)
 
@@ -52,7 +52,7 @@ def test_a_servers_figures_are_medians_over_rounds_and_over_the_bare_engines_of_
     assert nginx["ttft_ms_p50_rounds"] == pytest.approx([200, 300, 900])
     assert nginx["ttft_ms_p50_over_bare"] == pytest.approx(1.75)
     assert nginx["tpot_ms_p50"] == pytest.approx(100)
-    assert (nginx["engines_j"], nginx["own_j"], nginx["both_j"]) == (2, 0.01, 2.01)
+    assert (nginx["engines_j"], nginx["own_j"], nginx["added_j"], nginx["both_j"]) == (2, 0.01, 0.0075, 2.01)
     assert (nginx["own_cpu_ms"], nginx["idle_mw"]) == (5, 1.5)
     assert nginx["answered_paced"] == "12/12 (12)"
 

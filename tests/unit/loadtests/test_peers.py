@@ -38,10 +38,12 @@ def test_vllm_router_is_told_every_engine_and_listens_on_loopback() -> None:
 
 
 def test_litellm_has_a_deployment_of_the_same_model_on_each_engine(tmp_path: Path) -> None:
-    peer = peers.litellm("litellm", port=32000, engines=ENGINES, model="boiler@bf16", folder=tmp_path)
+    peer = peers.litellm("litellm", port=32000, engines=ENGINES, model="boiler@bf16", key="sk-1", folder=tmp_path)
     ((path, text),) = peer.files.items()
     deployments = yaml.safe_load(text)["model_list"]
     assert str(path) in peer.command
+    assert peer.env["LITELLM_MASTER_KEY"] == "sk-1"
+    assert "sk-1" not in f"{text} {peer.command}"
     assert {one["model_name"] for one in deployments} == {"boiler@bf16"}
     assert [one["litellm_params"]["api_base"] for one in deployments] == [
         "http://127.0.0.1:32001/v1",
