@@ -57,7 +57,7 @@ check: setup-gateway ## formatting, lint and types
 	MYPYPATH=serve:loadtests .venv/bin/mypy $(wildcard loadtests/*.py)
 
 test: setup ## all tests but test-training: unit, integration and end to end
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --ignore=tests/integration/training
 
 test-unit: setup-gateway ## tests without network, engines or models
 	.venv/bin/python -m pytest tests/unit
@@ -65,8 +65,9 @@ test-unit: setup-gateway ## tests without network, engines or models
 test-integration: setup ## tests against real Ray Serve and real vLLM
 	.venv/bin/python -m pytest tests/integration
 
-test-training: setup ## tests of distillation: losses, meshes, checkpoints, and Ray Train on a tiny model
+test-training: setup ## tests of preparation and distillation: losses, meshes, checkpoints, Ray on a tiny model (12 minutes)
 	.venvs/compression/bin/python -m pytest tests/training
+	.venv/bin/python -m pytest tests/integration/training
 
 test-e2e: setup ## tests that start Economizer as the README says and call it with the official clients
 	.venv/bin/python -m pytest tests/e2e

@@ -197,13 +197,13 @@ def expect_closing(bill: dict[str, Any], metered: Metered) -> None:
     assert own["beta", "choice@good"] == 3
 
 
-async def test_twice_the_tokens_take_about_twice_the_joules(metered: Metered) -> None:
+async def test_four_times_the_tokens_take_two_to_six_times_the_joules(metered: Metered) -> None:
     async with metered.caller("carol") as carol:
         short = [await carol.chat("plain", fake={"tokens": 30}, content=f"{n} {WORDS}") for n in range(6)]
         long = [await carol.chat("plain", fake={"tokens": 120}, content=f"{n} {WORDS}") for n in range(6, 12)]
     rows = await metered.at_rest(reply.receipt_id for reply in (*short, *long))
     few, many = (sum(rows[one.receipt_id].usage.energy_uj or 0 for one in replies) for replies in (short, long))
-    assert 1.8 < many / few < 4.5
+    assert 2 < many / few < 6
 
 
 # Over HTTP.
