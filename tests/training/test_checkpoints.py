@@ -128,7 +128,7 @@ def test_a_nan_stops_before_it_is_learnt_from_and_says_where_it_came_from(folder
     told = [line.strip().splitlines()[-1] for line in said if "Traceback" in line]
     kept = work.checkpoints / "step-00000002"
     assert told == 2 * [
-        "economizer_training.train.LossNotFinite: step 4: the loss or its gradient is not finite for "
+        "economizer_training.work.LossNotFinite: step 4: the loss or its gradient is not finite for "
         "train-00001.parquet row 4; nothing was learnt from it, and "
         f"the checkpoint {kept} is as good as it was: lower learning_rate, or take precision fp32, or look at the text"
     ]

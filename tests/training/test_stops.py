@@ -146,7 +146,7 @@ def test_where_joules_are_not_known_ending_by_them_is_refused_before_anything_is
     work = work_of(folder, "no joules", early_stopping=EarlyStopping(kl_per_kj_min=1.0))
     told = [said.strip().splitlines()[-1] for said in tiny.run(work, TWO) if "Traceback" in said]
     why = "early_stopping: joules are not known here: set meter, or leave early_stopping out"
-    assert told == 2 * [f"economizer_training.train.EnergyUnknown: {why}"]
+    assert told == 2 * [f"economizer_training.work.EnergyUnknown: {why}"]
     assert lines(work.run) == []
 
 
